@@ -1,5 +1,6 @@
 #pragma once
-// Element types, and the layouts of quantised blocks as GGUF stores them (ggml/docs/gguf.md, ggml-quants).
+// Element types, and the layouts of quantised blocks as GGUF stores them (ggml/docs/gguf.md,
+// ggml-quants).
 
 #include <cstddef>
 #include <cstdint>
@@ -7,12 +8,25 @@
 
 namespace polar {
 
-enum class DType : uint8_t { kF32, kF16, kBF16, kI32, kQ8_0, kQ4_0, kQ4_1, kQ5_0, kQ5_1, kQ4_K, kQ5_K, kQ6_K };
+enum class DType : uint8_t {
+  kF32,
+  kF16,
+  kBF16,
+  kI32,
+  kQ8_0,
+  kQ4_0,
+  kQ4_1,
+  kQ5_0,
+  kQ5_1,
+  kQ4_K,
+  kQ5_K,
+  kQ6_K
+};
 
 struct DTypeInfo {
-  std::string_view name;   // "f16", "q4_1"
-  int block_values;        // values per block: 1 for plain types
-  int block_bytes;         // bytes per block
+  std::string_view name;  // "f16", "q4_1"
+  int block_values;       // values per block: 1 for plain types
+  int block_bytes;        // bytes per block
 };
 
 /// Name and block shape of a type.
@@ -24,8 +38,9 @@ inline size_t dtype_bytes(DType type, size_t values) {
   return values / static_cast<size_t>(info.block_values) * static_cast<size_t>(info.block_bytes);
 }
 
-/// Converts one row of `values` values to f32: the definition of what a stored value means, slow and obvious.
-/// Backends compute on stored blocks directly and are tested against this. `values` must be a multiple of the block.
+/// Converts one row of `values` values to f32: the definition of what a stored value means, slow
+/// and obvious. Backends compute on stored blocks directly and are tested against this. `values`
+/// must be a multiple of the block.
 void dequantize_row(DType type, const void* source, float* destination, size_t values);
 
 /// IEEE half precision and bfloat16, round to nearest even; portable, bit exact.

@@ -1,6 +1,7 @@
 #pragma once
 // Two kinds of failure, two ways to say it (docs/architecture.md, "Errors"):
-// - bad input from outside (files, flags, requests) is a value: Status or Result<T>, with one sentence for the user;
+// - bad input from outside (files, flags, requests) is a value: Status or Result<T>, with one
+// sentence for the user;
 // - a broken invariant inside is a POLAR_CHECK, which prints file and line and aborts.
 
 #include <cstdio>
@@ -13,12 +14,14 @@
 
 namespace polar {
 
-/// What went wrong, as one sentence without a trailing newline: "<file>: <key>: found ..., expected ...".
+/// What went wrong, as one sentence without a trailing newline: "<file>: <key>: found ..., expected
+/// ...".
 struct Error {
   std::string message;
 };
 
-/// "<where>: <key>: found <found>, expected <expected>": the form of every complaint about a file or a flag.
+/// "<where>: <key>: found <found>, expected <expected>": the form of every complaint about a file
+/// or a flag.
 Error bad_input(std::string_view where, std::string_view key, std::string_view found,
                 std::string_view expected);
 
@@ -61,11 +64,11 @@ class [[nodiscard]] Result {
 }  // namespace polar
 
 /// Returns the Error of a Status or Result expression from the enclosing function.
-#define POLAR_RETURN_IF_ERROR(expression)                           \
-  do {                                                              \
-    if (auto polar_status_ = (expression); !polar_status_.ok()) {   \
-      return polar_status_.error();                                 \
-    }                                                               \
+#define POLAR_RETURN_IF_ERROR(expression)                         \
+  do {                                                            \
+    if (auto polar_status_ = (expression); !polar_status_.ok()) { \
+      return polar_status_.error();                               \
+    }                                                             \
   } while (false)
 
 #define POLAR_CONCAT_INNER_(a, b) a##b
@@ -79,11 +82,12 @@ class [[nodiscard]] Result {
 #define POLAR_ASSIGN(declaration, expression) \
   POLAR_ASSIGN_INNER_(POLAR_CONCAT_(polar_result_, __LINE__), declaration, expression)
 
-/// Aborts with file and line when an invariant of Polar itself is broken. Never for input from outside.
-#define POLAR_CHECK(condition)                                                                    \
-  do {                                                                                            \
-    if (!(condition)) {                                                                           \
-      std::fprintf(stderr, "polar: %s:%d: check failed: %s\n", __FILE__, __LINE__, #condition);   \
-      std::abort();                                                                               \
-    }                                                                                             \
+/// Aborts with file and line when an invariant of Polar itself is broken. Never for input from
+/// outside.
+#define POLAR_CHECK(condition)                                                                  \
+  do {                                                                                          \
+    if (!(condition)) {                                                                         \
+      std::fprintf(stderr, "polar: %s:%d: check failed: %s\n", __FILE__, __LINE__, #condition); \
+      std::abort();                                                                             \
+    }                                                                                           \
   } while (false)

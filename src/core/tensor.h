@@ -7,8 +7,9 @@
 
 namespace polar {
 
-/// A non-owning view of a dense row-major array; where it lives (host or device) is known from who made it. Owners are
-/// explicit: a mapped file, a backend::Buffer, a std::vector. Rank 1 to 4; unused extents are 1.
+/// A non-owning view of a dense row-major array; where it lives (host or device) is known from who
+/// made it. Owners are explicit: a mapped file, a backend::Buffer, a std::vector. Rank 1 to 4;
+/// unused extents are 1.
 struct Tensor {
   void* data = nullptr;
   DType dtype = DType::kF32;
