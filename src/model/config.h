@@ -1,6 +1,7 @@
 #pragma once
 // One data-driven decoder: families differ in the values of this struct, not in classes.
 
+#include <cmath>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -57,6 +58,7 @@ struct ModelConfig {
   int group() const { return heads / kv_heads; }
   int query_width() const { return heads * head_dim; }
   int kv_width() const { return kv_heads * head_dim; }
+  float attention_scale() const { return 1.0f / std::sqrt(static_cast<float>(head_dim)); }
 };
 
 /// Inverse frequencies [dim / 2] with the scaling applied, and the factor on cos and sin, as

@@ -61,8 +61,9 @@ class Decoder {
   void mlp_half(int layer, const backend::Batch& batch);
   float* head(const backend::Batch& batch);
 
-  /// The residual stream [rows][hidden] as it stands between the halves: may be read and replaced.
-  Tensor hidden(int rows) const;
+  /// The residual stream [rows][hidden] as it stands between the halves, complete: may be read and
+  /// replaced.
+  Tensor hidden(int rows);
 
   /// Blocks (page, KV head) that each planned row read in the last step, summed over layers: device
   /// memory, [planned rows].
@@ -75,6 +76,7 @@ class Decoder {
   Decoder(backend::Device& device, const Weights& weights, DecoderLimits limits);
   Status allocate();
   Tensor view(const backend::Buffer& buffer, int rows, int64_t width) const;
+  Tensor take_pending(int rows);
 
   backend::Device& device_;
   const Weights& weights_;

@@ -1,0 +1,204 @@
+#include "model/decoder.h"
+
+#include "core/error.h"
+
+namespace polar::model {
+
+using backend::Batch;
+using backend::KvView;
+
+void DensePlanner::plan(const LayerContext& context) {
+  backend::PlanArgs args;
+  args.batch = &context.batch;
+  args.kv = context.kv;
+  args.layer = context.layer;
+  args.window = context.config.sliding_window[context.layer];
+  args.plan = context.plan;
+  context.device.ops().plan(args);
+}
+
+Decoder::Decoder(backend::Device& device, const Weights& weights, DecoderLimits limits)
+    : device_(device), weights_(weights), limits_(limits) {}
+
+Result<std::unique_ptr<Decoder>> Decoder::create(backend::Device& device, const Weights& weights,
+                                                 DecoderLimits limits) {
+  POLAR_CHECK(limits.rows > 0 && limits.logit_rows > 0);
+  std::unique_ptr<Decoder> decoder(new Decoder(device, weights, limits));
+  POLAR_RETURN_IF_ERROR(decoder->allocate());
+  return decoder;
+}
+
+Status Decoder::allocate() {
+  const ModelConfig& config = weights_.config;
+  const size_t activation = dtype_info(device_.info().activation).block_bytes;
+  const size_t rows = limits_.rows;
+  const size_t hidden = config.hidden;
+  const size_t query_width = config.query_width();
+  const size_t kv_width = config.kv_width();
+  const struct {
+    backend::Buffer* buffer;
+    size_t bytes;
+  } wanted[] = {
+      {&residual_, rows * hidden * activation},
+      {&normed_, rows * hidden * activation},
+      {&delta_, rows * hidden * activation},
+      {&query_, rows * query_width * activation},
+      {&attention_, rows * query_width * activation},
+      {&qkv_scratch_, rows * (query_width + 2 * kv_width) * activation},
+      {&mlp_scratch_, rows * config.ffn * (config.gated ? 2 : 1) * activation},
+      {&head_scratch_, limits_.logit_rows * (hidden + config.embedding) * activation},
+      {&logits_, static_cast<size_t>(limits_.logit_rows) * config.vocabulary * sizeof(float)},
+      {&rotation_, rows * config.rope.dim * sizeof(float)},
+      {&units_, rows * config.kv_heads * sizeof(backend::PageRanges)},
+      {&pages_read_, rows * sizeof(int32_t)},
+  };
+  for (const auto& [buffer, bytes] : wanted) {
+    if (bytes == 0) continue;
+    POLAR_ASSIGN(*buffer,
+                 device_.allocate(bytes, "activations (fewer rows per step: --max-batch)"));
+  }
+  return {};
+}
+
+Tensor Decoder::view(const backend::Buffer& buffer, int rows, int64_t width) const {
+  return Tensor{buffer.data(), device_.info().activation, {rows, width, 1, 1}, 2};
+}
+
+/// The last half's result, if no norm has added it to the residual stream yet.
+Tensor Decoder::take_pending(int rows) {
+  if (!pending_add_) return {};
+  pending_add_ = false;
+  return view(delta_, rows, weights_.config.hidden);
+}
+
+Tensor Decoder::hidden(int rows) {
+  const Tensor residual = view(residual_, rows, weights_.config.hidden);
+  if (const Tensor add = take_pending(rows); add.data != nullptr) {
+    device_.ops().norm({residual, add, {}, residual});
+  }
+  return residual;
+}
+
+const int32_t* Decoder::pages_read() const {
+  return pages_read_.as<int32_t>();
+}
+
+float* Decoder::forward(const Batch& batch, const KvView& kv, Planner& planner,
+                        const int32_t* last_token) {
+  embed(batch, last_token);
+  for (int layer = 0; layer < weights_.config.layers; ++layer) {
+    attention_half(layer, batch, kv, planner);
+    mlp_half(layer, batch);
+  }
+  return head(batch);
+}
+
+void Decoder::embed(const Batch& batch, const int32_t* last_token) {
+  POLAR_CHECK(batch.rows > 0 && batch.rows <= limits_.rows &&
+              batch.logit_rows <= limits_.logit_rows);
+  const ModelConfig& config = weights_.config;
+  pending_add_ = false;
+  if (batch.planned_rows() > 0)
+    device_.fill_zero(pages_read_.data(), batch.planned_rows() * sizeof(int32_t));
+  backend::EmbedArgs args;
+  args.batch = &batch;
+  args.last_token = last_token;
+  args.table = weights_.token_embedding.get();
+  args.positions = weights_.position_embedding.get();
+  args.position_offset = config.position_offset;
+  args.projection = weights_.project_in.get();
+  args.rope = weights_.rope;
+  args.hidden = view(residual_, batch.rows, config.hidden);
+  args.rotation = rotation_.as<float>();
+  device_.ops().embed(args);
+}
+
+void Decoder::attention_half(int layer, const Batch& batch, const KvView& kv, Planner& planner) {
+  const ModelConfig& config = weights_.config;
+  const LayerWeights& w = weights_.layers[layer];
+  backend::Ops& ops = device_.ops();
+  const Tensor residual = view(residual_, batch.rows, config.hidden);
+  const Tensor normed =
+      config.norm_after ? hidden(batch.rows) : view(normed_, batch.rows, config.hidden);
+  if (!config.norm_after) ops.norm({residual, take_pending(batch.rows), w.attention_norm, normed});
+
+  const Tensor query = view(query_, batch.rows, config.query_width());
+  const Tensor output = view(attention_, batch.rows, config.query_width());
+  backend::QkvArgs qkv;
+  qkv.batch = &batch;
+  qkv.x = normed;
+  qkv.weight = w.qkv.get();
+  qkv.bias = w.qkv_bias;
+  qkv.query_norm = w.query_norm;
+  qkv.key_norm = w.key_norm;
+  qkv.rope = weights_.rope;
+  qkv.rotation = rotation_.as<float>();
+  qkv.kv = kv;
+  qkv.layer = layer;
+  qkv.heads = config.heads;
+  qkv.query = query;
+  qkv.scratch = view(qkv_scratch_, batch.rows, config.query_width() + 2 * config.kv_width());
+  ops.qkv(qkv);
+
+  const backend::ReadPlan plan{units_.as<backend::PageRanges>(), pages_read_.as<int32_t>()};
+  if (batch.planned_rows() > 0)
+    planner.plan({device_, config, layer, batch, kv, normed, query, output, plan});
+
+  backend::AttentionArgs attention;
+  attention.batch = &batch;
+  attention.kv = kv;
+  attention.layer = layer;
+  attention.heads = config.heads;
+  attention.window = config.sliding_window[layer];
+  attention.scale = config.attention_scale();
+  attention.plan = &plan;
+  attention.query = query;
+  attention.output = output;
+  ops.attention(attention);
+
+  const Tensor delta = view(delta_, batch.rows, config.hidden);
+  ops.linear({output, w.output.get(), w.output_bias, delta});
+  pending_add_ = true;
+  if (config.norm_after) ops.norm({residual, take_pending(batch.rows), w.attention_norm, residual});
+}
+
+void Decoder::mlp_half(int layer, const Batch& batch) {
+  const ModelConfig& config = weights_.config;
+  const LayerWeights& w = weights_.layers[layer];
+  backend::Ops& ops = device_.ops();
+  const Tensor residual = view(residual_, batch.rows, config.hidden);
+  const Tensor normed =
+      config.norm_after ? hidden(batch.rows) : view(normed_, batch.rows, config.hidden);
+  if (!config.norm_after) ops.norm({residual, take_pending(batch.rows), w.mlp_norm, normed});
+
+  backend::MlpArgs mlp;
+  mlp.x = normed;
+  mlp.up = w.up.get();
+  mlp.up_bias = w.up_bias;
+  mlp.down = w.down.get();
+  mlp.down_bias = w.down_bias;
+  mlp.activation = config.activation;
+  mlp.gated = config.gated;
+  mlp.scratch = view(mlp_scratch_, batch.rows, config.ffn * (config.gated ? 2 : 1));
+  mlp.y = view(delta_, batch.rows, config.hidden);
+  ops.mlp(mlp);
+  pending_add_ = true;
+  if (config.norm_after) ops.norm({residual, take_pending(batch.rows), w.mlp_norm, residual});
+}
+
+float* Decoder::head(const Batch& batch) {
+  const ModelConfig& config = weights_.config;
+  backend::HeadArgs args;
+  args.batch = &batch;
+  args.hidden = view(residual_, batch.rows, config.hidden);
+  args.add = take_pending(batch.rows);
+  args.norm = weights_.final_norm;
+  args.projection = weights_.project_out.get();
+  args.weight = &weights_.head();
+  args.scratch = view(head_scratch_, batch.logit_rows, config.hidden + config.embedding);
+  args.logits = logits_.as<float>();
+  if (batch.logit_rows > 0) device_.ops().head(args);
+  return logits_.as<float>();
+}
+
+}  // namespace polar::model
