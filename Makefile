@@ -1,0 +1,42 @@
+# Thin: each target names the script or the CMake call that does the work.
+JOBS ?= $(shell nproc)
+
+.PHONY: build demo test bench format lint sanitize fuzz clean
+
+build:  ## the product only: build/polar
+	@scripts/setup.sh build
+	@cmake --preset release --log-level=WARNING
+	@cmake --build build --target polar -j $(JOBS)
+
+demo:  ## a real model, eight prompts in one batch, dense beside sparse (POLAR_MODEL=path for your own)
+	@scripts/demo.sh
+
+test:  ## everything, through CTest
+	@scripts/setup.sh test
+	@cmake --preset release --log-level=WARNING -DPOLAR_TESTS=ON
+	@cmake --build build -j $(JOBS)
+	@ctest --test-dir build --output-on-failure -j $(JOBS)
+
+bench:  ## the kernel benchmarks (docs/results.md says which number comes from which)
+	@scripts/setup.sh test
+	@cmake --preset release --log-level=WARNING -DPOLAR_BENCHMARKS=ON
+	@cmake --build build -j $(JOBS)
+	@scripts/bench.sh
+
+sanitize:  ## ASan and UBSan over the suite, TSan over the tests with threads
+	@scripts/setup.sh test
+	@scripts/sanitize.sh
+
+fuzz:  ## libFuzzer targets, a minute each
+	@scripts/setup.sh fuzz
+	@scripts/fuzz.sh
+
+format:  ## rewrites the sources with clang-format
+	@scripts/lint.sh --fix
+
+lint:  ## fails where the sources are not formatted
+	@scripts/setup.sh lint
+	@scripts/lint.sh
+
+clean:
+	rm -rf build build-asan build-tsan build-fuzz

@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# make demo: builds the product, fetches a real model, answers a batch of prompts densely and sparsely,
+# and says what that did to speed, bytes and quality.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+scripts/setup.sh demo
+cmake --preset release --log-level=WARNING
+cmake --build build --target polar -j "$(nproc)"
+model="${POLAR_MODEL:-$(scripts/fetch-demo-model.sh)}"
+exec build/polar demo "$model" "$@"

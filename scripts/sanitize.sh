@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# The suite under AddressSanitizer and UndefinedBehaviorSanitizer; whatever uses threads under
+# ThreadSanitizer.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+jobs=$(nproc)
+cmake --preset asan --log-level=WARNING
+cmake --build build-asan -j "$jobs"
+ctest --test-dir build-asan --output-on-failure -j "$jobs"
+cmake --preset tsan --log-level=WARNING
+cmake --build build-tsan -j "$jobs"
+ctest --test-dir build-tsan --output-on-failure -j "$jobs" -R '^(core|backend|cache|engine|serve)'
