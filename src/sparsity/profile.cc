@@ -1,0 +1,36 @@
+#include "sparsity/profile.h"
+
+#include <algorithm>
+
+namespace polar::sparsity {
+
+using backend::ReadKind;
+using backend::UnitBudget;
+
+int Profile::find(const std::string& name) const {
+  const auto found = std::find_if(points.begin(), points.end(),
+                                  [&](const auto& point) { return point.name == name; });
+  return found == points.end() ? -1 : static_cast<int>(found - points.begin());
+}
+
+Profile dense_profile(int layers, int kv_heads) {
+  const std::vector<UnitBudget> full(static_cast<size_t>(layers) * kv_heads);
+  return {layers, kv_heads, {{"dense", {}, full}}};
+}
+
+Profile window_profile(int layers, int kv_heads, int sink, int recent,
+                       const std::vector<int>& dense_layers) {
+  Profile profile = dense_profile(layers, kv_heads);
+  OperatingPoint window = profile.points[0];
+  window.name = "window";
+  window.limits = {sink, recent, 0};
+  for (int layer = 0; layer < layers; ++layer) {
+    if (std::find(dense_layers.begin(), dense_layers.end(), layer) != dense_layers.end()) continue;
+    for (int unit = 0; unit < kv_heads; ++unit)
+      window.budgets[layer * kv_heads + unit].kind = ReadKind::kWindow;
+  }
+  profile.points.push_back(std::move(window));
+  return profile;
+}
+
+}  // namespace polar::sparsity

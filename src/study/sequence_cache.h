@@ -1,0 +1,56 @@
+#pragma once
+// A KV cache for measurements: a fixed number of sequences, each with its own pages, and the arrays
+// of one step. The engine's cache and scheduler are not needed to score texts or to time steps.
+
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "backend/device.h"
+#include "backend/step.h"
+#include "model/config.h"
+
+namespace polar::study {
+
+/// The rows of one sequence in a step.
+struct Chunk {
+  int sequence = 0;  // which of the cache's sequences
+  int position = 0;  // of its first row
+  std::span<const int32_t> tokens;
+  bool planned = false;  // rows are treated as decode steps, not as prefill
+  int point = 0;         // operating point
+};
+
+class SequenceCache {
+ public:
+  /// `sequences` sequences of up to `length` tokens each. `shuffle_seed` other than 0 scatters the
+  /// pages, as they are in a server that has run for a while. `list_capacity`: entries for selected
+  /// pages behind the page tables.
+  static Result<SequenceCache> create(backend::Device& device, const model::ModelConfig& config,
+                                      DType kv_dtype, int sequences, int length,
+                                      uint64_t shuffle_seed = 0, int list_capacity = 0);
+
+  const backend::KvView& kv() const { return kv_; }
+  int table_stride() const { return table_stride_; }
+
+  /// Builds a step's arrays on the device: prefill chunks first, then planned ones. Logits are
+  /// wanted of `logit_rows` (indices into the packed rows). The Batch is valid until the next call.
+  const backend::Batch& pack(std::span<const Chunk> chunks, std::span<const int32_t> logit_rows);
+
+ private:
+  SequenceCache() = default;
+  void put(backend::Buffer& buffer, const std::vector<int32_t>& values);
+
+  backend::Device* device_ = nullptr;
+  backend::KvView kv_;
+  backend::Buffer kv_buffer_;
+  std::vector<int32_t> page_of_;  // [sequence][table_stride]
+  int sequences_ = 0;
+  int table_stride_ = 0;
+  int list_capacity_ = 0;
+  backend::Batch batch_;
+  backend::Buffer token_, position_, sequence_, point_, chunk_begin_, pages_, logit_row_;
+  std::vector<int32_t> host_;
+};
+
+}  // namespace polar::study

@@ -1,0 +1,51 @@
+#pragma once
+// Times decode steps, dense and sparse side by side, beside the bytes that they read.
+
+#include <string>
+#include <vector>
+
+#include "model/decoder.h"
+#include "study/policy.h"
+
+namespace polar::study {
+
+struct StepBenchOptions {
+  std::vector<int> batches = {1, 8};
+  std::vector<int> contexts = {512, 4096};  // KV length at the measured steps
+  int steps = 32;                           // measured per cell
+  DType kv_dtype = DType::kF16;
+  bool prefill = false;  // measure prefill too: batch x context tokens
+  uint64_t seed = 1;
+};
+
+/// One measured cell. Bytes are per step.
+struct StepBenchRow {
+  int batch = 0;
+  int context = 0;
+  std::string point;  // "dense" or the policy's name
+  double step_seconds = 0;
+  double prefill_tokens_per_second = 0;  // 0: not measured
+  double kv_bytes = 0;
+  double weight_bytes = 0;
+  double score_bytes = 0;
+  double bandwidth_share = 0;  // of the read bandwidth measured in the same run
+  // Where sparse:
+  double effective_density = 1;
+  double speedup = 1;
+  double ideal_speedup = 1;  // by bytes
+  double floor_share = 0;    // the step's own byte floor / its time
+
+  double read_bytes() const { return kv_bytes + weight_bytes + score_bytes; }
+};
+
+struct StepBenchResult {
+  double read_bandwidth = 0;  // bytes per second, measured in this run
+  std::vector<StepBenchRow> rows;
+};
+
+/// Runs the grid. The cache holds seeded random keys and values over shuffled pages. Dense and
+/// sparse steps of a cell alternate, so that drift of the machine hits both; times are medians.
+Result<StepBenchResult> bench_steps(backend::Device& device, const model::Weights& weights,
+                                    const Policy& policy, const StepBenchOptions& options);
+
+}  // namespace polar::study
