@@ -1,6 +1,7 @@
 #include "study/sequence_cache.h"
 
 #include <algorithm>
+#include <cstring>
 #include <numeric>
 #include <random>
 
@@ -30,6 +31,28 @@ Result<SequenceCache> SequenceCache::create(backend::Device& device,
     std::shuffle(cache.page_of_.begin(), cache.page_of_.end(), std::mt19937_64(shuffle_seed));
   }
   return cache;
+}
+
+void SequenceCache::fill_random(uint64_t seed) {
+  // One stretch of random values, repeated: a length that is no multiple of a block, so that no two
+  // blocks are equal.
+  constexpr size_t kValues = (1 << 20) + 8 * 1023;
+  std::mt19937_64 random(seed);
+  std::normal_distribution<float> normal;
+  std::vector<std::byte> stretch(kValues * kv_.element_bytes());
+  for (size_t i = 0; i < kValues; ++i) {
+    const float value = normal(random);
+    const uint16_t half = kv_.dtype == DType::kF16 ? f32_to_f16(value) : f32_to_bf16(value);
+    if (kv_.dtype == DType::kF32) {
+      std::memcpy(stretch.data() + i * sizeof(value), &value, sizeof(value));
+    } else {
+      std::memcpy(stretch.data() + i * sizeof(half), &half, sizeof(half));
+    }
+  }
+  for (size_t done = 0; done < kv_.total_bytes(); done += stretch.size()) {
+    device_->upload(kv_.data + done, stretch.data(),
+                    std::min(stretch.size(), kv_.total_bytes() - done));
+  }
 }
 
 void SequenceCache::put(backend::Buffer& buffer, const std::vector<int32_t>& values) {

@@ -33,6 +33,9 @@ class SequenceCache {
   const backend::KvView& kv() const { return kv_; }
   int table_stride() const { return table_stride_; }
 
+  /// Writes seeded normal values over all keys and values: for timing steps without prefilling.
+  void fill_random(uint64_t seed);
+
   /// Builds a step's arrays on the device: prefill chunks first, then planned ones. Logits are
   /// wanted of `logit_rows` (indices into the packed rows). The Batch is valid until the next call.
   const backend::Batch& pack(std::span<const Chunk> chunks, std::span<const int32_t> logit_rows);

@@ -1,0 +1,214 @@
+#include "study/evaluate.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "backend/ranges.h"
+#include "core/thread_pool.h"
+#include "study/sequence_cache.h"
+
+namespace polar::study {
+
+namespace {
+
+/// What one row's two distributions say of each other and of the token that came.
+struct RowScore {
+  double dense_loss = 0, sparse_loss = 0, kl = 0;
+  bool agree = true;
+};
+
+double log_sum_exp(const float* logits, int count, int* best) {
+  *best = static_cast<int>(std::max_element(logits, logits + count) - logits);
+  const float top = logits[*best];
+  double sum = 0;
+  for (int i = 0; i < count; ++i) sum += std::exp(logits[i] - top);
+  return top + std::log(sum);
+}
+
+RowScore compare(const float* dense, const float* sparse, int vocabulary, int target) {
+  RowScore score;
+  int dense_best = 0, sparse_best = 0;
+  const double dense_log_sum = log_sum_exp(dense, vocabulary, &dense_best);
+  score.dense_loss = score.sparse_loss = dense_log_sum - dense[target];
+  if (sparse == nullptr) return score;
+  const double sparse_log_sum = log_sum_exp(sparse, vocabulary, &sparse_best);
+  score.sparse_loss = sparse_log_sum - sparse[target];
+  score.agree = dense_best == sparse_best;
+  for (int i = 0; i < vocabulary; ++i) {
+    const double dense_log = dense[i] - dense_log_sum;
+    score.kl +=
+        std::exp(static_cast<float>(dense_log)) * (dense_log - (sparse[i] - sparse_log_sum));
+  }
+  return score;
+}
+
+/// One evaluation: two caches, one decoder, windows scored a few rows at a time.
+class Evaluator {
+ public:
+  Evaluator(backend::Device& device, const model::Weights& weights, const Windows& windows,
+            model::Planner* planner, const EvaluateOptions& options)
+      : device_(device),
+        config_(weights.config),
+        windows_(windows),
+        planner_(planner),
+        options_(options) {}
+
+  Status prepare(const model::Weights& weights) {
+    POLAR_ASSIGN(decoder_, model::Decoder::create(
+                               device_, weights, {options_.rows_per_step, options_.rows_per_step}));
+    POLAR_RETURN_IF_ERROR(make_cache(dense_cache_));
+    if (planner_ != nullptr) POLAR_RETURN_IF_ERROR(make_cache(sparse_cache_));
+    return {};
+  }
+
+  Evaluation run() {
+    for (int window = 0; window < windows_.count; ++window) {
+      score_window(windows_.at(window));
+      if (options_.progress) options_.progress(window + 1, windows_.count);
+    }
+    result_.dense_perplexity = std::exp(dense_loss_ / result_.tokens);
+    result_.sparse_perplexity = std::exp(sparse_loss_ / result_.tokens);
+    result_.kl /= result_.tokens;
+    result_.agreement /= result_.tokens;
+    return result_;
+  }
+
+ private:
+  Status make_cache(std::unique_ptr<SequenceCache>& cache) {
+    POLAR_ASSIGN(auto made,
+                 SequenceCache::create(device_, config_, options_.kv_dtype, 1, windows_.context));
+    cache = std::make_unique<SequenceCache>(std::move(made));
+    return {};
+  }
+
+  /// The last token of a window predicts nothing, so its row does not run.
+  void score_window(std::span<const int32_t> window) {
+    const int rows = static_cast<int>(window.size()) - 1;
+    for (int begin = 0; begin < rows;) {
+      const bool in_prompt = begin < options_.prompt;
+      const int end =
+          std::min({begin + options_.rows_per_step, rows, in_prompt ? options_.prompt : rows});
+      score_rows(window, begin, end, in_prompt);
+      begin = end;
+    }
+  }
+
+  void score_rows(std::span<const int32_t> window, int begin, int end, bool in_prompt) {
+    // Row r predicts token r + 1; the prompt's last row predicts the first scored token.
+    const int first_scored = std::max(begin, options_.prompt - 1);
+    std::vector<int32_t> logit_rows;
+    for (int row = first_scored; row < end; ++row) logit_rows.push_back(row - begin);
+    const std::span<const int32_t> tokens = window.subspan(begin, end - begin);
+
+    const std::vector<float> dense =
+        step(*dense_cache_, {0, begin, tokens, false}, logit_rows, dense_planner_);
+    std::vector<float> sparse;
+    if (planner_ != nullptr) {
+      sparse = step(*sparse_cache_, {0, begin, tokens, !in_prompt}, logit_rows, *planner_);
+      if (!in_prompt) count_blocks(begin, end);
+    }
+    add_scores(window, first_scored, dense, sparse, static_cast<int>(logit_rows.size()));
+  }
+
+  std::vector<float> step(SequenceCache& cache, const Chunk& chunk,
+                          const std::vector<int32_t>& logit_rows, model::Planner& planner) {
+    const backend::Batch& batch = cache.pack({&chunk, 1}, logit_rows);
+    const float* logits = decoder_->forward(batch, cache.kv(), planner, nullptr);
+    std::vector<float> host(logit_rows.size() * static_cast<size_t>(config_.vocabulary));
+    if (!host.empty()) device_.download(host.data(), logits, host.size() * sizeof(float));
+    return host;
+  }
+
+  void count_blocks(int begin, int end) {
+    std::vector<int32_t> read(end - begin);
+    device_.download(read.data(), decoder_->pages_read(), read.size() * sizeof(int32_t));
+    for (const int32_t blocks : read) result_.kv_blocks += blocks;
+    for (int layer = 0; layer < config_.layers; ++layer) {
+      for (int row = begin; row < end; ++row) {
+        const auto full = backend::full_ranges(row, config_.sliding_window[layer], 0);
+        result_.dense_kv_blocks += static_cast<double>(full.tail_count) * config_.kv_heads;
+      }
+    }
+  }
+
+  void add_scores(std::span<const int32_t> window, int first_row, const std::vector<float>& dense,
+                  const std::vector<float>& sparse, int rows) {
+    std::vector<RowScore> scores(rows);
+    pool_.parallel_for(rows, 1, [&](int64_t from, int64_t to, int) {
+      for (int64_t i = from; i < to; ++i) {
+        const size_t offset = static_cast<size_t>(i) * config_.vocabulary;
+        scores[i] =
+            compare(dense.data() + offset, sparse.empty() ? nullptr : sparse.data() + offset,
+                    config_.vocabulary, window[first_row + i + 1]);
+      }
+    });
+    for (const RowScore& score : scores) {
+      dense_loss_ += score.dense_loss;
+      sparse_loss_ += score.sparse_loss;
+      result_.kl += score.kl;
+      result_.agreement += score.agree ? 1 : 0;
+    }
+    result_.tokens += rows;
+  }
+
+  backend::Device& device_;
+  const model::ModelConfig& config_;
+  const Windows& windows_;
+  model::Planner* planner_;
+  const EvaluateOptions& options_;
+  model::DensePlanner dense_planner_;
+  std::unique_ptr<model::Decoder> decoder_;
+  std::unique_ptr<SequenceCache> dense_cache_, sparse_cache_;
+  ThreadPool pool_{0};
+  Evaluation result_;
+  double dense_loss_ = 0, sparse_loss_ = 0;
+};
+
+}  // namespace
+
+std::vector<std::string> split_documents(const std::string& text) {
+  std::vector<std::string> documents(1);
+  size_t begin = 0;
+  while (begin < text.size()) {
+    const size_t newline = text.find('\n', begin);
+    const size_t end = newline == std::string::npos ? text.size() : newline;
+    if (end - begin == 1 && text[begin] == '\x1e') {
+      documents.emplace_back();
+    } else {
+      documents.back().append(text, begin, (newline == std::string::npos ? end : end + 1) - begin);
+    }
+    begin = end + 1;
+  }
+  std::erase_if(documents, [](const std::string& document) { return document.empty(); });
+  return documents;
+}
+
+Result<Windows> make_windows(const std::string& where, const std::vector<std::string>& documents,
+                             const std::function<std::vector<int32_t>(const std::string&)>& encode,
+                             int context, int limit) {
+  Windows windows;
+  windows.context = context;
+  const size_t wanted = static_cast<size_t>(context) * limit;
+  for (const std::string& document : documents) {
+    const std::vector<int32_t> tokens = encode(document);
+    windows.tokens.insert(windows.tokens.end(), tokens.begin(), tokens.end());
+    if (limit > 0 && windows.tokens.size() >= wanted) break;
+  }
+  windows.count = static_cast<int>(windows.tokens.size() / context);
+  if (limit > 0) windows.count = std::min(windows.count, limit);
+  if (windows.count == 0) {
+    return bad_input(where, "text", std::to_string(windows.tokens.size()) + " tokens",
+                     "at least one window of " + std::to_string(context));
+  }
+  return windows;
+}
+
+Result<Evaluation> evaluate(backend::Device& device, const model::Weights& weights,
+                            const Windows& windows, model::Planner* planner,
+                            const EvaluateOptions& options) {
+  Evaluator evaluator(device, weights, windows, planner, options);
+  POLAR_RETURN_IF_ERROR(evaluator.prepare(weights));
+  return evaluator.run();
+}
+
+}  // namespace polar::study

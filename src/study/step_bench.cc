@@ -1,0 +1,165 @@
+#include "study/step_bench.h"
+
+#include <algorithm>
+#include <chrono>
+#include <memory>
+#include <random>
+
+#include "backend/ranges.h"
+#include "study/sequence_cache.h"
+
+namespace polar::study {
+
+namespace {
+
+double now() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+double median(std::vector<double> values) {
+  const auto middle = values.begin() + static_cast<ptrdiff_t>(values.size() / 2);
+  std::nth_element(values.begin(), middle, values.end());
+  return *middle;
+}
+
+/// One cell of the grid: `batch` sequences whose caches hold `context` - 1 tokens; a step appends
+/// one to each, again and again at the same position.
+class Cell {
+ public:
+  Cell(backend::Device& device, const model::Weights& weights, const StepBenchOptions& options,
+       int batch, int context)
+      : device_(device), weights_(weights), options_(options), batch_(batch), context_(context) {}
+
+  Status prepare() {
+    const int rows = std::max(batch_, std::min(context_, kPrefillRows));
+    POLAR_ASSIGN(decoder_, model::Decoder::create(device_, weights_, {rows, batch_}));
+    POLAR_ASSIGN(auto cache, SequenceCache::create(device_, weights_.config, options_.kv_dtype,
+                                                   batch_, context_, options_.seed));
+    cache_ = std::make_unique<SequenceCache>(std::move(cache));
+    cache_->fill_random(options_.seed);
+    std::mt19937_64 random(options_.seed);
+    tokens_.resize(context_);
+    for (int32_t& token : tokens_)
+      token = static_cast<int32_t>(random() % weights_.config.vocabulary);
+    return {};
+  }
+
+  /// Prefills all sequences but for their last tokens; returns the tokens per second of it.
+  double prefill() {
+    const double begin = now();
+    int64_t done = 0;
+    for (int sequence = 0; sequence < batch_; ++sequence) {
+      for (int position = 0; position + 1 < context_; position += kPrefillRows) {
+        const int count = std::min(kPrefillRows, context_ - 1 - position);
+        const Chunk chunk{sequence, position, std::span(tokens_).subspan(position, count), false};
+        decoder_->forward(cache_->pack({&chunk, 1}, {}), cache_->kv(), dense_, nullptr);
+        done += count;
+      }
+    }
+    device_.synchronize();
+    return static_cast<double>(done) / (now() - begin);
+  }
+
+  /// Seconds of one decode step of the whole batch.
+  double step(model::Planner& planner) {
+    pack_decode();
+    const double begin = now();
+    decoder_->forward(*decode_, cache_->kv(), planner, nullptr);
+    device_.synchronize();
+    return now() - begin;
+  }
+
+  double blocks_read() {
+    std::vector<int32_t> read(batch_);
+    device_.download(read.data(), decoder_->pages_read(), read.size() * sizeof(int32_t));
+    double sum = 0;
+    for (const int32_t blocks : read) sum += blocks;
+    return sum;
+  }
+
+  double block_bytes() const { return static_cast<double>(cache_->kv().block_bytes()); }
+
+ private:
+  static constexpr int kPrefillRows = 512;
+
+  void pack_decode() {
+    if (decode_ != nullptr) return;
+    std::vector<Chunk> chunks;
+    std::vector<int32_t> logit_rows;
+    for (int sequence = 0; sequence < batch_; ++sequence) {
+      chunks.push_back({sequence, context_ - 1, std::span(tokens_).subspan(context_ - 1, 1), true});
+      logit_rows.push_back(sequence);
+    }
+    decode_ = &cache_->pack(chunks, logit_rows);
+  }
+
+  backend::Device& device_;
+  const model::Weights& weights_;
+  const StepBenchOptions& options_;
+  int batch_, context_;
+  std::unique_ptr<model::Decoder> decoder_;
+  std::unique_ptr<SequenceCache> cache_;
+  std::vector<int32_t> tokens_;
+  const backend::Batch* decode_ = nullptr;
+  model::DensePlanner dense_;
+};
+
+}  // namespace
+
+Result<StepBenchResult> bench_steps(backend::Device& device, const model::Weights& weights,
+                                    const Policy& policy, const StepBenchOptions& options) {
+  StepBenchResult result;
+  result.read_bandwidth = device.measure_read_bandwidth();
+  model::DensePlanner dense;
+  std::unique_ptr<model::Planner> sparse;
+  if (policy.kind != PolicyKind::kDense) {
+    POLAR_ASSIGN(sparse, make_planner(policy, device, weights.config));
+  }
+  for (const int batch : options.batches) {
+    for (const int context : options.contexts) {
+      Cell cell(device, weights, options, batch, context);
+      POLAR_RETURN_IF_ERROR(cell.prepare());
+      const double prefill = options.prefill ? cell.prefill() : 0;
+
+      struct Side {
+        model::Planner* planner;
+        std::vector<double> seconds;
+        double blocks = 0;
+      };
+      std::vector<Side> sides;
+      sides.push_back({&dense, {}, 0});
+      if (sparse) sides.push_back({sparse.get(), {}, 0});
+      for (int step = -2; step < options.steps; ++step) {  // two steps of warm-up
+        for (Side& side : sides) {
+          const double seconds = cell.step(*side.planner);
+          if (step >= 0) side.seconds.push_back(seconds);
+          side.blocks = cell.blocks_read();
+        }
+      }
+      double dense_seconds = 0, dense_bytes = 0;
+      for (Side& side : sides) {
+        StepBenchRow row;
+        row.batch = batch;
+        row.context = context;
+        row.point = side.planner == &dense ? "dense" : policy_name(policy.kind);
+        row.step_seconds = median(side.seconds);
+        row.prefill_tokens_per_second = prefill;
+        row.kv_bytes = side.blocks * cell.block_bytes();
+        row.weight_bytes = static_cast<double>(weights.step_bytes());
+        row.bandwidth_share = row.read_bytes() / row.step_seconds / result.read_bandwidth;
+        if (side.planner == &dense) {
+          dense_seconds = row.step_seconds;
+          dense_bytes = row.read_bytes();
+        }
+        row.effective_density = side.blocks / sides[0].blocks;
+        row.speedup = dense_seconds / row.step_seconds;
+        row.ideal_speedup = dense_bytes / row.read_bytes();
+        row.floor_share = row.read_bytes() / result.read_bandwidth / row.step_seconds;
+        result.rows.push_back(std::move(row));
+      }
+    }
+  }
+  return result;
+}
+
+}  // namespace polar::study
