@@ -1,0 +1,111 @@
+#include <fmt/format.h>
+
+#include "backend/device.h"
+#include "cli/open_device.h"
+#include "cli/policy_flags.h"
+#include "cli/table.h"
+#include "study/step_bench.h"
+
+namespace polar::cli {
+
+namespace {
+
+struct BenchFlags {
+  ModelFlags model;
+  PolicyFlags policy;
+  std::string dummy;
+  std::string batches = "1,8";
+  std::string contexts = "512,4096";
+  int steps = 64;
+  bool prefill = false;
+  Format format = Format::kMarkdown;
+};
+
+nlohmann::ordered_json row_json(const study::StepBenchRow& row, const std::string& model,
+                                const std::string& device, bool sparse_run, bool prefill) {
+  nlohmann::ordered_json json = {{"model", model},
+                                 {"device", device},
+                                 {"batch", row.batch},
+                                 {"context", row.context},
+                                 {"point", row.point},
+                                 {"decode_step_ms", row.step_seconds * 1e3},
+                                 {"decode_tokens_per_s", row.batch / row.step_seconds}};
+  if (prefill) json["prefill_tokens_per_s"] = row.prefill_tokens_per_second;
+  json["kv_bytes"] = row.kv_bytes;
+  json["weight_bytes"] = row.weight_bytes;
+  json["score_bytes"] = row.score_bytes;
+  json["read_gb_per_s"] = row.read_bytes() / row.step_seconds / 1e9;
+  json["bandwidth_share"] = row.bandwidth_share;
+  if (!sparse_run) return json;
+  json["effective_density"] = row.effective_density;
+  json["speedup"] = row.speedup;
+  json["ideal_speedup"] = row.ideal_speedup;
+  json["floor_share"] = row.floor_share;
+  return json;
+}
+
+Result<model::Weights> load(const BenchFlags& flags, backend::Device& device,
+                            std::unique_ptr<model::ModelFile>& file) {
+  if (!flags.dummy.empty()) {
+    POLAR_ASSIGN(const model::ModelConfig config, model::dummy_config(flags.dummy));
+    return model::dummy_weights(device, config, DType::kBF16, flags.policy.values.seed);
+  }
+  POLAR_ASSIGN(auto opened, model::ModelFile::open(flags.model.model));
+  file = std::make_unique<model::ModelFile>(std::move(opened));
+  return model::load_weights(device, *file);
+}
+
+Result<int> bench(const BenchFlags& flags) {
+  if (flags.model.model.empty() == flags.dummy.empty()) {
+    return bad_input("command line", "MODEL",
+                     flags.dummy.empty() ? "nothing" : "both a model and --dummy",
+                     "a model or --dummy SHAPE");
+  }
+  study::StepBenchOptions options;
+  POLAR_ASSIGN(options.batches, parse_list("--batch", flags.batches, 1));
+  POLAR_ASSIGN(options.contexts, parse_list("--context", flags.contexts, 1));
+  POLAR_ASSIGN(const study::Policy policy, read_policy(flags.policy));
+  options.steps = flags.steps;
+  options.prefill = flags.prefill;
+  POLAR_ASSIGN(auto device, open_device(flags.model));
+  options.kv_dtype = kv_dtype(flags.model, *device);
+  std::unique_ptr<model::ModelFile> file;
+  POLAR_ASSIGN(const model::Weights weights, load(flags, *device, file));
+  POLAR_ASSIGN(const study::StepBenchResult result,
+               study::bench_steps(*device, weights, policy, options));
+
+  Rows rows;
+  for (const study::StepBenchRow& row : result.rows) {
+    rows.push_back(row_json(row, weights.config.name, device->info().name,
+                            policy.kind != study::PolicyKind::kDense, flags.prefill));
+  }
+  fmt::print("{}", print_rows(rows, flags.format));
+  fmt::print(stderr, "read bandwidth of this machine, measured in this run: {:.1f} GB/s\n",
+             result.read_bandwidth / 1e9);
+  if (!flags.dummy.empty())
+    fmt::print(stderr, "dummy weights: these numbers say nothing of quality\n");
+  return kOk;
+}
+
+}  // namespace
+
+void add_bench(CLI::App& app, Run& run) {
+  auto* command = app.add_subcommand(
+      "bench", "Time decode steps, dense and sparse side by side, beside their bytes");
+  auto flags = std::make_shared<BenchFlags>();
+  add_model_flags(*command, flags->model, false);
+  add_policy_flags(*command, flags->policy);
+  command->add_option("--dummy", flags->dummy,
+                      "A shape with random weights instead of a model, e.g. llama-2-7b");
+  command->add_option("--batch", flags->batches, "Batch sizes")->capture_default_str();
+  command->add_option("--context", flags->contexts, "KV lengths at the measured steps")
+      ->capture_default_str();
+  command->add_option("--decode", flags->steps, "Decode steps measured per cell")
+      ->check(CLI::Range(1, 1 << 20))
+      ->capture_default_str();
+  command->add_flag("--prefill", flags->prefill, "Measure prefill too");
+  add_format_flag(*command, flags->format);
+  command->callback([flags, &run] { run = [flags] { return bench(*flags); }; });
+}
+
+}  // namespace polar::cli

@@ -1,0 +1,20 @@
+#include "cli/open_device.h"
+
+namespace polar::cli {
+
+Result<std::unique_ptr<backend::Device>> open_device(const ModelFlags& flags) {
+  if (flags.device != "cpu") {
+    auto cuda = backend::make_cuda_device();
+    if (cuda.ok() || flags.device == "cuda") return cuda;
+  }
+  return backend::make_cpu_device({flags.threads});
+}
+
+DType kv_dtype(const ModelFlags& flags, const backend::Device& device) {
+  if (flags.kv_dtype == "f32") return DType::kF32;
+  if (flags.kv_dtype == "f16") return DType::kF16;
+  if (flags.kv_dtype == "bf16") return DType::kBF16;
+  return device.info().default_kv;
+}
+
+}  // namespace polar::cli
