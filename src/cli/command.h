@@ -38,6 +38,7 @@ Result<size_t> parse_bytes(const std::string& flag, const std::string& text);
 Result<std::vector<int>> parse_list(const std::string& flag, const std::string& text, int least);
 
 enum class Format { kMarkdown, kJson, kCsv };
+/// --format; without it a terminal gets Markdown, and a pipe or file JSON.
 void add_format_flag(CLI::App& command, Format& format);
 
 void add_version(CLI::App& app, Run& run);

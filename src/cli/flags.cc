@@ -1,3 +1,5 @@
+#include <unistd.h>
+
 #include <charconv>
 #include <cmath>
 
@@ -79,6 +81,7 @@ Result<std::vector<int>> parse_list(const std::string& flag, const std::string& 
 }
 
 void add_format_flag(CLI::App& command, Format& format) {
+  format = isatty(STDOUT_FILENO) ? Format::kMarkdown : Format::kJson;
   command
       .add_option_function<std::string>(
           "--format",
@@ -87,7 +90,7 @@ void add_format_flag(CLI::App& command, Format& format) {
                      : name == "csv" ? Format::kCsv
                                      : Format::kMarkdown;
           },
-          "md, json or csv")
+          "md, json or csv (default: md on a terminal, json elsewhere)")
       ->check(CLI::IsMember({"md", "json", "csv"}));
 }
 
