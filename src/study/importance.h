@@ -1,0 +1,39 @@
+#pragma once
+// What each unit (layer, KV head) is worth: what the model's answers lose when that unit alone
+// falls back.
+
+#include <functional>
+#include <span>
+#include <vector>
+
+#include "model/decoder.h"
+#include "study/policy.h"
+
+namespace polar::study {
+
+/// One sequence of tokens to measure on: the first `prompt` tokens are prefilled dense, the others
+/// run as decode steps.
+struct Passage {
+  std::vector<int32_t> tokens;
+  int prompt = 0;
+  /// Rows whose next-token distribution counts, ascending; all are at least `prompt` - 1.
+  std::vector<int32_t> scored_rows;
+};
+
+/// A window whose rows from `prompt` - 1 on count, every `stride`-th of them.
+Passage make_passage(std::span<const int32_t> window, int prompt, int stride);
+
+struct ImportanceOptions {
+  Policy fallback;  // sink, recent and fallback say what a unit falls back to
+  DType kv_dtype = DType::kF16;
+  std::function<void(int done, int units)> progress;
+};
+
+/// Leave-one-out KL: mean over the scored rows of KL(dense || unit on its fallback), nats, [layers
+/// * kv_heads]. Each unit's run starts at its layer, from the stored dense state before it, so that
+/// it costs (layers - layer) / layers of a forward pass.
+Result<std::vector<double>> leave_one_out(backend::Device& device, const model::Weights& weights,
+                                          std::span<const Passage> passages,
+                                          const ImportanceOptions& options);
+
+}  // namespace polar::study
