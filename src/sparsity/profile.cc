@@ -15,7 +15,11 @@ int Profile::find(const std::string& name) const {
 
 Profile dense_profile(int layers, int kv_heads) {
   const std::vector<UnitBudget> full(static_cast<size_t>(layers) * kv_heads);
-  return {layers, kv_heads, {{"dense", {}, full}}};
+  Profile profile;
+  profile.layers = layers;
+  profile.kv_heads = kv_heads;
+  profile.points.push_back({"dense", {}, full, {}});
+  return profile;
 }
 
 Profile window_profile(int layers, int kv_heads, int sink, int recent,

@@ -1,24 +1,41 @@
 #pragma once
-// Policy as data: what each unit (layer, KV head) may read at each operating point.
+// Policy as data: what each unit (layer, KV head) may read at each operating point, bound to the
+// model it was made for (docs/sparsity.md holds the format).
 
 #include <string>
 #include <vector>
 
 #include "backend/step.h"
+#include "core/error.h"
 
 namespace polar::sparsity {
+
+/// What was measured of an operating point when it was made, by the code that serves.
+struct Quality {
+  double max_loss = 0;           // the budget it was made for: perplexity ratio - 1
+  double perplexity_ratio = 0;   // on the held-out slice; 0: not measured
+  double kl = 0;                 // mean, nats per token
+  double agreement = 0;          // share of tokens with the same likeliest successor
+  double effective_density = 1;  // KV bytes read / dense KV bytes, metadata included
+  std::string text;              // what it was measured on
+};
 
 /// One point of the trade between bytes and quality.
 struct OperatingPoint {
   std::string name;  // "dense", "1%", "window"
   backend::PointLimits limits;
   std::vector<backend::UnitBudget> budgets;  // [layers][kv_heads]
+  Quality quality;
 };
 
 /// An ordered list of operating points; point 0 is always dense.
 struct Profile {
   int layers = 0;
   int kv_heads = 0;
+  std::string
+      fingerprint;      // of the model (ModelFile::fingerprint); empty: of any model of this shape
+  int context_min = 0;  // the context lengths it was measured for, tokens
+  int context_max = 0;
   std::vector<OperatingPoint> points;
 
   /// Index of a point by name, or -1.
@@ -28,9 +45,20 @@ struct Profile {
 /// A profile with the dense point alone.
 Profile dense_profile(int layers, int kv_heads);
 
-/// Dense, and a point of that name in which every unit reads its first `sink` and its newest
-/// `recent` pages (and the page being filled).
+/// Dense, and a point "window" in which every unit reads its first `sink` and its newest `recent`
+/// pages (and the page being filled).
 Profile window_profile(int layers, int kv_heads, int sink, int recent,
                        const std::vector<int>& dense_layers);
+
+/// Reads DIR/profile.json. Errors: not there, not JSON, another version, a table of the wrong size,
+/// a value out of range, no dense point.
+Result<Profile> read_profile(const std::string& directory);
+
+/// Writes DIR/profile.json (and makes DIR), whole or not at all.
+Status write_profile(const std::string& directory, const Profile& profile);
+
+/// Says why a profile does not belong to a model of this shape and fingerprint, if it does not.
+Status check_profile(const Profile& profile, const std::string& directory, int layers, int kv_heads,
+                     const std::string& fingerprint);
 
 }  // namespace polar::sparsity

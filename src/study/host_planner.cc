@@ -66,7 +66,7 @@ void HostPlanner::write(const LayerContext& context, const std::vector<PageRange
 }
 
 void HostPlanner::plan(const LayerContext& context) {
-  if (context.layer == 0) begin_step(context);
+  if (context.layer == 0 || rows() != context.batch.planned_rows()) begin_step(context);
   const int heads = context.config.kv_heads;
   std::vector<char> keep(static_cast<size_t>(rows()) * heads, policy_.is_dense(context.layer));
   if (!policy_.is_dense(context.layer)) choose(context, keep);

@@ -1,0 +1,236 @@
+// The profile's file: JSON for people and scripts, checked key by key.
+
+#include <cmath>
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <sstream>
+
+#include "sparsity/profile.h"
+
+namespace polar::sparsity {
+
+using backend::ReadKind;
+using backend::UnitBudget;
+using nlohmann::ordered_json;
+
+namespace {
+
+constexpr int kVersion = 1;
+constexpr int kMostLayers = 4096;
+constexpr int kMostHeads = 4096;
+constexpr const char* kKindNames[] = {"none", "window", "pages", "full", "routed"};
+
+std::string budget_text(const UnitBudget& budget) {
+  if (budget.kind == ReadKind::kPages) return "pages:" + std::to_string(budget.pages_per_mille);
+  return kKindNames[static_cast<int>(budget.kind)];
+}
+
+ordered_json point_json(const OperatingPoint& point, int layers, int kv_heads) {
+  ordered_json table = ordered_json::array();
+  for (int layer = 0; layer < layers; ++layer) {
+    ordered_json row = ordered_json::array();
+    for (int unit = 0; unit < kv_heads; ++unit)
+      row.push_back(budget_text(point.budgets[layer * kv_heads + unit]));
+    table.push_back(std::move(row));
+  }
+  const Quality& quality = point.quality;
+  return {{"name", point.name},
+          {"sink", point.limits.sink},
+          {"recent", point.limits.recent},
+          {"quality",
+           {{"max_loss", quality.max_loss},
+            {"perplexity_ratio", quality.perplexity_ratio},
+            {"kl", quality.kl},
+            {"agreement", quality.agreement},
+            {"effective_density", quality.effective_density},
+            {"text", quality.text}}},
+          {"budget", std::move(table)}};
+}
+
+/// Reads one file's values, remembering its name for the sentence that an error is.
+class Reader {
+ public:
+  explicit Reader(std::string path) : path_(std::move(path)) {}
+
+  Error wrong(const std::string& key, const std::string& found, const std::string& expected) const {
+    return bad_input(path_, key, found, expected);
+  }
+
+  Result<int> whole(const ordered_json& object, const std::string& key, int least, int most) const {
+    const auto value = object.find(key);
+    const std::string range =
+        "a whole number from " + std::to_string(least) + " to " + std::to_string(most);
+    if (value == object.end()) return wrong(key, "nothing", range);
+    if (!value->is_number_integer()) return wrong(key, short_text(*value), range);
+    const auto number = value->get<int64_t>();
+    if (number < least || number > most) return wrong(key, short_text(*value), range);
+    return static_cast<int>(number);
+  }
+
+  Result<std::string> text(const ordered_json& object, const std::string& key) const {
+    const auto value = object.find(key);
+    if (value == object.end() || !value->is_string()) {
+      return wrong(key, value == object.end() ? "nothing" : short_text(*value), "a string");
+    }
+    return value->get<std::string>();
+  }
+
+  Result<double> number(const ordered_json& object, const std::string& key) const {
+    const auto value = object.find(key);
+    if (value == object.end() || !value->is_number() || !std::isfinite(value->get<double>())) {
+      return wrong(key, value == object.end() ? "nothing" : short_text(*value), "a number");
+    }
+    return value->get<double>();
+  }
+
+  static std::string short_text(const ordered_json& value) {
+    const std::string dump = value.dump(-1, ' ', false, ordered_json::error_handler_t::replace);
+    return dump.size() > 60 ? dump.substr(0, 60) + "..." : dump;
+  }
+
+ private:
+  std::string path_;
+};
+
+Result<UnitBudget> read_budget(const Reader& reader, const std::string& key,
+                               const ordered_json& value) {
+  const char* const expected = "none, window, pages:N (N per mille, 1 to 1000), full or routed";
+  if (!value.is_string()) return reader.wrong(key, Reader::short_text(value), expected);
+  const auto text = value.get<std::string>();
+  UnitBudget budget;
+  if (text.starts_with("pages:") && text.size() <= 10 && text.size() > 6 &&
+      text.find_first_not_of("0123456789", 6) == std::string::npos) {
+    const int per_mille = std::stoi(text.substr(6));
+    if (per_mille < 1 || per_mille > 1000) return reader.wrong(key, "'" + text + "'", expected);
+    budget.kind = ReadKind::kPages;
+    budget.pages_per_mille = static_cast<uint16_t>(per_mille);
+    return budget;
+  }
+  for (const ReadKind kind :
+       {ReadKind::kNone, ReadKind::kWindow, ReadKind::kFull, ReadKind::kRouted}) {
+    if (text != kKindNames[static_cast<int>(kind)]) continue;
+    budget.kind = kind;
+    return budget;
+  }
+  return reader.wrong(key, Reader::short_text(value), expected);
+}
+
+Result<OperatingPoint> read_point(const Reader& reader, const ordered_json& json,
+                                  const Profile& profile, size_t index) {
+  const std::string key = "points[" + std::to_string(index) + "]";
+  if (!json.is_object()) return reader.wrong(key, Reader::short_text(json), "an object");
+  OperatingPoint point;
+  POLAR_ASSIGN(point.name, reader.text(json, "name"));
+  POLAR_ASSIGN(point.limits.sink, reader.whole(json, "sink", 0, 1 << 20));
+  POLAR_ASSIGN(point.limits.recent, reader.whole(json, "recent", 0, 1 << 20));
+  if (const auto quality = json.find("quality"); quality != json.end() && quality->is_object()) {
+    POLAR_ASSIGN(point.quality.max_loss, reader.number(*quality, "max_loss"));
+    POLAR_ASSIGN(point.quality.perplexity_ratio, reader.number(*quality, "perplexity_ratio"));
+    POLAR_ASSIGN(point.quality.kl, reader.number(*quality, "kl"));
+    POLAR_ASSIGN(point.quality.agreement, reader.number(*quality, "agreement"));
+    POLAR_ASSIGN(point.quality.effective_density, reader.number(*quality, "effective_density"));
+    POLAR_ASSIGN(point.quality.text, reader.text(*quality, "text"));
+  }
+  const auto table = json.find("budget");
+  const size_t layers = static_cast<size_t>(profile.layers);
+  const size_t heads = static_cast<size_t>(profile.kv_heads);
+  if (table == json.end() || !table->is_array() || table->size() != layers) {
+    return reader.wrong(key + ".budget",
+                        table == json.end() ? "nothing" : Reader::short_text(*table),
+                        std::to_string(layers) + " layers");
+  }
+  for (size_t layer = 0; layer < layers; ++layer) {
+    const std::string row_key = key + ".budget[" + std::to_string(layer) + "]";
+    const ordered_json& row = (*table)[layer];
+    if (!row.is_array() || row.size() != heads) {
+      return reader.wrong(row_key, Reader::short_text(row), std::to_string(heads) + " KV heads");
+    }
+    for (const ordered_json& value : row) {
+      POLAR_ASSIGN(const UnitBudget budget, read_budget(reader, row_key, value));
+      point.budgets.push_back(budget);
+    }
+  }
+  return point;
+}
+
+}  // namespace
+
+Result<Profile> read_profile(const std::string& directory) {
+  const std::string path = (std::filesystem::path(directory) / "profile.json").string();
+  const Reader reader(path);
+  std::ifstream in(path, std::ios::binary);
+  if (!in)
+    return reader.wrong("file", "nothing that can be read", "a profile that polar calibrate wrote");
+  std::ostringstream bytes;
+  bytes << in.rdbuf();
+  const ordered_json json = ordered_json::parse(bytes.str(), nullptr, false);
+  if (!json.is_object()) return reader.wrong("file", "no JSON object", "a profile");
+  POLAR_ASSIGN(const int version, reader.whole(json, "version", 0, 1 << 30));
+  if (version != kVersion)
+    return reader.wrong("version", std::to_string(version), std::to_string(kVersion));
+  Profile profile;
+  POLAR_ASSIGN(profile.layers, reader.whole(json, "layers", 1, kMostLayers));
+  POLAR_ASSIGN(profile.kv_heads, reader.whole(json, "kv_heads", 1, kMostHeads));
+  POLAR_ASSIGN(profile.fingerprint, reader.text(json, "model"));
+  POLAR_ASSIGN(profile.context_min, reader.whole(json, "context_min", 0, 1 << 30));
+  POLAR_ASSIGN(profile.context_max, reader.whole(json, "context_max", 0, 1 << 30));
+  const auto points = json.find("points");
+  if (points == json.end() || !points->is_array() || points->empty()) {
+    return reader.wrong("points", points == json.end() ? "nothing" : Reader::short_text(*points),
+                        "a list of points");
+  }
+  for (size_t i = 0; i < points->size(); ++i) {
+    POLAR_ASSIGN(OperatingPoint point, read_point(reader, (*points)[i], profile, i));
+    if (profile.find(point.name) >= 0)
+      return reader.wrong("points", "'" + point.name + "' twice", "different names");
+    profile.points.push_back(std::move(point));
+  }
+  for (const UnitBudget& budget : profile.points[0].budgets) {
+    if (budget.kind != ReadKind::kFull)
+      return reader.wrong("points[0]", "a point that skips", "dense");
+  }
+  return profile;
+}
+
+Status write_profile(const std::string& directory, const Profile& profile) {
+  std::error_code error;
+  std::filesystem::create_directories(directory, error);
+  const std::string path = (std::filesystem::path(directory) / "profile.json").string();
+  const std::string part = path + ".part";
+  ordered_json json = {{"version", kVersion},
+                       {"model", profile.fingerprint},
+                       {"layers", profile.layers},
+                       {"kv_heads", profile.kv_heads},
+                       {"context_min", profile.context_min},
+                       {"context_max", profile.context_max},
+                       {"points", ordered_json::array()}};
+  for (const OperatingPoint& point : profile.points) {
+    json["points"].push_back(point_json(point, profile.layers, profile.kv_heads));
+  }
+  std::ofstream out(part, std::ios::binary);
+  out << json.dump(1) << "\n";
+  out.close();
+  if (out.good()) std::filesystem::rename(part, path, error);
+  if (!out.good() || error)
+    return bad_input(path, "file", "a folder that cannot be written", "a writable folder");
+  return {};
+}
+
+Status check_profile(const Profile& profile, const std::string& directory, int layers, int kv_heads,
+                     const std::string& fingerprint) {
+  const auto shape = [](int l, int h) {
+    return std::to_string(l) + " layers of " + std::to_string(h) + " KV heads";
+  };
+  if (profile.layers != layers || profile.kv_heads != kv_heads) {
+    return bad_input(directory, "layers", shape(profile.layers, profile.kv_heads),
+                     shape(layers, kv_heads) + ", the model's");
+  }
+  if (!profile.fingerprint.empty() && profile.fingerprint != fingerprint) {
+    return bad_input(directory, "model", profile.fingerprint,
+                     fingerprint + ", the model's fingerprint");
+  }
+  return {};
+}
+
+}  // namespace polar::sparsity
