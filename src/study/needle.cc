@@ -1,0 +1,169 @@
+#include "study/needle.h"
+
+#include <algorithm>
+#include <cmath>
+#include <random>
+
+#include "study/sequence_cache.h"
+
+namespace polar::study {
+
+namespace {
+
+struct Wording {
+  const char* fact;      // {} stands for the thing, then for the number
+  const char* question;  // {} stands for the thing
+};
+
+constexpr Wording kWordings[kNeedleWordings] = {
+    {"\nThe secret number of the {} is {}.\n",
+     "\nQuestion: What is the secret number of the {}?\nAnswer: The secret number of the {} is"},
+    {"\nRemember this: the code for the {} is {}.\n",
+     "\nWhat is the code for the {}? The code for the {} is"},
+    {"\nNote: the {} was given the number {}.\n",
+     "\nWhich number was the {} given? The {} was given the number"},
+    {"\nThe registration of the {} reads {}.\n",
+     "\nPlease recall what the registration reads. The registration of the {} reads"},
+    {"\nBy the way, {} is what we called locker key, and its value is {}.\n",
+     "\nThe value that belongs to {} is"},
+    {"\nThe {} can be opened with the combination {}.\n",
+     "\nHow can it be opened? The {} can be opened with the combination"},
+};
+constexpr const char* kThings[] = {"garden",  "harbour", "library", "orchard",
+                                   "railway", "theatre", "mill",    "castle"};
+
+/// Replaces the first {} by `first` and all others by `rest`.
+std::string fill(const std::string& pattern, const std::string& first, const std::string& rest) {
+  std::string text;
+  bool seen = false;
+  for (size_t at = 0; at < pattern.size();) {
+    if (pattern.compare(at, 2, "{}") == 0) {
+      text += seen ? rest : first;
+      seen = true;
+      at += 2;
+    } else {
+      text += pattern[at++];
+    }
+  }
+  return text;
+}
+
+int argmax(const float* row, int count) {
+  return static_cast<int>(std::max_element(row, row + count) - row);
+}
+
+double log_probability(const float* row, int count, int token) {
+  const float top = row[argmax(row, count)];
+  double sum = 0;
+  for (int i = 0; i < count; ++i) sum += std::exp(row[i] - top);
+  return row[token] - top - std::log(sum);
+}
+
+struct Answer {
+  bool correct = true;
+  double log_probability = 0;
+};
+
+Answer judge(const std::vector<float>& logits, const Passage& passage, int vocabulary) {
+  Answer answer;
+  for (size_t i = 0; i < passage.scored_rows.size(); ++i) {
+    const float* row = logits.data() + i * vocabulary;
+    const int token = passage.tokens[passage.scored_rows[i] + 1];
+    answer.correct &= argmax(row, vocabulary) == token;
+    answer.log_probability += log_probability(row, vocabulary, token);
+  }
+  return answer;
+}
+
+}  // namespace
+
+Result<std::vector<Needle>> make_needles(const std::string& where,
+                                         const std::vector<int32_t>& haystack, const Encode& encode,
+                                         int leading, int length, int count, int first_wording,
+                                         int last_wording, uint64_t seed) {
+  std::mt19937_64 random(seed);
+  std::vector<Needle> needles;
+  for (int n = 0; n < count; ++n) {
+    Needle needle;
+    needle.wording = first_wording + n % (last_wording - first_wording);
+    needle.depth = 0.1 + 0.6 * static_cast<double>(random() % 1000) / 1000.0;
+    const Wording& wording = kWordings[needle.wording];
+    const std::string thing = kThings[random() % std::size(kThings)];
+    const std::string number = std::to_string(10000 + random() % 90000);
+    const std::vector<int32_t> fact = encode(fill(wording.fact, thing, number), false);
+    const std::string question_text = fill(wording.question, thing, thing);
+    const std::vector<int32_t> question = encode(question_text, false);
+    const std::vector<int32_t> asked = encode(question_text + " " + number, false);
+    // The answer is what the encoding of question and answer adds; where the two merge at the seam,
+    // it begins at the merge.
+    size_t seam = 0;
+    while (seam < question.size() && seam < asked.size() && question[seam] == asked[seam]) ++seam;
+
+    const int filler =
+        length - static_cast<int>(fact.size() + asked.size()) - (leading >= 0 ? 1 : 0);
+    if (filler < 16 || static_cast<int>(haystack.size()) < filler || seam >= asked.size()) {
+      return bad_input(where, "text",
+                       std::to_string(haystack.size()) + " tokens for retrieval prompts of " +
+                           std::to_string(length),
+                       "a longer text, or longer prompts");
+    }
+    const size_t begin = random() % (haystack.size() - filler + 1);
+    const auto at = static_cast<size_t>(needle.depth * filler);
+    std::vector<int32_t>& tokens = needle.passage.tokens;
+    if (leading >= 0) tokens.push_back(leading);
+    tokens.insert(tokens.end(), haystack.begin() + begin, haystack.begin() + begin + at);
+    tokens.insert(tokens.end(), fact.begin(), fact.end());
+    tokens.insert(tokens.end(), haystack.begin() + begin + at, haystack.begin() + begin + filler);
+    needle.passage.prompt = static_cast<int>(tokens.size());
+    tokens.insert(tokens.end(), asked.begin(), asked.end());
+    for (size_t i = needle.passage.prompt + seam; i < tokens.size(); ++i) {
+      needle.passage.scored_rows.push_back(static_cast<int32_t>(i) - 1);
+    }
+    needles.push_back(std::move(needle));
+  }
+  return needles;
+}
+
+Result<NeedleResult> run_needles(backend::Device& device, const model::Weights& weights,
+                                 const std::vector<Needle>& needles, model::Planner* planner,
+                                 DType kv_dtype) {
+  NeedleResult result;
+  model::DensePlanner dense;
+  for (const Needle& needle : needles) {
+    const Passage& passage = needle.passage;
+    const int rows = static_cast<int>(passage.tokens.size());
+    const int answers = static_cast<int>(passage.scored_rows.size());
+    POLAR_ASSIGN(auto decoder, model::Decoder::create(device, weights, {rows, answers}));
+    POLAR_ASSIGN(auto cache, SequenceCache::create(device, weights.config, kv_dtype, 1, rows));
+    const std::span<const int32_t> tokens(passage.tokens);
+    const Chunk prompt{0, 0, tokens.first(passage.prompt), false};
+    const Chunk asked{0, passage.prompt, tokens.subspan(passage.prompt), true};
+    std::vector<int32_t> logit_rows;
+    for (const int32_t row : passage.scored_rows) logit_rows.push_back(row - passage.prompt);
+    decoder->forward(cache.pack({&prompt, 1}, {}), cache.kv(), dense, nullptr);
+
+    const auto ask = [&](model::Planner& how) {
+      const float* logits =
+          decoder->forward(cache.pack({&asked, 1}, logit_rows), cache.kv(), how, nullptr);
+      std::vector<float> host(logit_rows.size() * static_cast<size_t>(weights.config.vocabulary));
+      device.download(host.data(), logits, host.size() * sizeof(float));
+      return judge(host, passage, weights.config.vocabulary);
+    };
+    const Answer full = ask(dense);
+    result.dense_correct += full.correct ? 1 : 0;
+    result.dense_log_probability += full.log_probability;
+    if (planner != nullptr) {
+      const Answer sparse = ask(*planner);
+      result.sparse_correct += sparse.correct ? 1 : 0;
+      result.sparse_log_probability += sparse.log_probability;
+    }
+    ++result.count;
+  }
+  if (result.count > 0) {
+    result.dense_log_probability /= result.count;
+    result.sparse_log_probability /= result.count;
+  }
+  return result;
+}
+
+}  // namespace polar::study

@@ -1,0 +1,48 @@
+#pragma once
+// Retrieval: a fact hidden in a long text, asked for at its end. Perplexity alone does not see
+// whether a policy can still find it.
+
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "study/importance.h"
+
+namespace polar::study {
+
+/// One retrieval prompt, built so that rows behind `passage.prompt` (the question and its answer)
+/// run as decode steps.
+struct Needle {
+  Passage passage;   // scored rows: those that predict the answer's tokens
+  int wording = 0;   // which of kNeedleWordings
+  double depth = 0;  // where the fact stands: 0 begin, 1 end of the text
+};
+
+/// Wordings 0 to 2 are for calibration, 3 to 5 are never calibrated on.
+inline constexpr int kNeedleWordings = 6;
+inline constexpr int kCalibrationWordings = 3;
+
+using Encode = std::function<std::vector<int32_t>(const std::string& text, bool add_special)>;
+
+/// `count` prompts of about `length` tokens (never more), cut from `haystack` (tokens without
+/// special ones) at seeded places; facts, depths and the wordings [first_wording, last_wording)
+/// vary. `leading`: the token put in front of every text, or -1. Errors: too short a haystack or
+/// length.
+Result<std::vector<Needle>> make_needles(const std::string& where,
+                                         const std::vector<int32_t>& haystack, const Encode& encode,
+                                         int leading, int length, int count, int first_wording,
+                                         int last_wording, uint64_t seed);
+
+struct NeedleResult {
+  int count = 0;
+  int dense_correct = 0, sparse_correct = 0;  // every token of the answer is the likeliest
+  double dense_log_probability = 0,
+         sparse_log_probability = 0;  // of the whole answer, mean over prompts, nats
+};
+
+/// Runs each prompt dense and with `planner` (null: dense alone).
+Result<NeedleResult> run_needles(backend::Device& device, const model::Weights& weights,
+                                 const std::vector<Needle>& needles, model::Planner* planner,
+                                 DType kv_dtype);
+
+}  // namespace polar::study
