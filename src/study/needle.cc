@@ -101,7 +101,8 @@ Result<std::vector<Needle>> make_needles(const std::string& where,
 
     const int filler =
         length - static_cast<int>(fact.size() + asked.size()) - (leading >= 0 ? 1 : 0);
-    if (filler < 16 || static_cast<int>(haystack.size()) < filler || seam >= asked.size()) {
+    if (seam == 0 || filler < 16 || static_cast<int>(haystack.size()) < filler ||
+        seam >= asked.size()) {
       return bad_input(where, "text",
                        std::to_string(haystack.size()) + " tokens for retrieval prompts of " +
                            std::to_string(length),

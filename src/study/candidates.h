@@ -1,0 +1,36 @@
+#pragma once
+// The assignments of budgets to units that calibration chooses among: families with one knob each,
+// from dense to sparse.
+
+#include <string>
+#include <vector>
+
+#include "sparsity/profile.h"
+
+namespace polar::study {
+
+/// Units ordered by what they are worth, the most valuable first. A unit's place is its better one
+/// in the two rankings (plain text, retrieval): a unit that only retrieval needs must not be lost.
+/// Ties: text first.
+std::vector<int> rank_units(const std::vector<double>& text_loss,
+                            const std::vector<double>& retrieval_loss);
+
+/// One family of assignments: `make(knob)` for knobs from 0 (fewest bytes) to `knobs` - 1 (most),
+/// in order of bytes.
+struct Family {
+  std::string name;  // "static, window 8"
+  std::vector<sparsity::OperatingPoint> points;
+};
+
+/// static: a share of the units, by rank, reads everything, the others sink and window. One family
+/// per window size (in pages).
+Family static_family(const std::vector<int>& ranked, int recent_pages);
+
+/// pages: every unit reads its best pages, the same share of them all.
+Family equal_pages_family(int units);
+
+/// unequal pages: the upper half of the units by rank reads three times the share of the lower
+/// half.
+Family unequal_pages_family(const std::vector<int>& ranked);
+
+}  // namespace polar::study
