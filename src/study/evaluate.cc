@@ -25,14 +25,20 @@ double log_sum_exp(const float* logits, int count, int* best) {
   return top + std::log(sum);
 }
 
+/// Either side may be null: then only the other's loss is known.
 RowScore compare(const float* dense, const float* sparse, int vocabulary, int target) {
   RowScore score;
   int dense_best = 0, sparse_best = 0;
-  const double dense_log_sum = log_sum_exp(dense, vocabulary, &dense_best);
-  score.dense_loss = score.sparse_loss = dense_log_sum - dense[target];
-  if (sparse == nullptr) return score;
-  const double sparse_log_sum = log_sum_exp(sparse, vocabulary, &sparse_best);
-  score.sparse_loss = sparse_log_sum - sparse[target];
+  double dense_log_sum = 0, sparse_log_sum = 0;
+  if (dense != nullptr) {
+    dense_log_sum = log_sum_exp(dense, vocabulary, &dense_best);
+    score.dense_loss = dense_log_sum - dense[target];
+  }
+  if (sparse != nullptr) {
+    sparse_log_sum = log_sum_exp(sparse, vocabulary, &sparse_best);
+    score.sparse_loss = sparse_log_sum - sparse[target];
+  }
+  if (dense == nullptr || sparse == nullptr) return score;
   score.agree = dense_best == sparse_best;
   for (int i = 0; i < vocabulary; ++i) {
     const double dense_log = dense[i] - dense_log_sum;
@@ -56,7 +62,7 @@ class Evaluator {
   Status prepare(const model::Weights& weights) {
     POLAR_ASSIGN(decoder_, model::Decoder::create(
                                device_, weights, {options_.rows_per_step, options_.rows_per_step}));
-    POLAR_RETURN_IF_ERROR(make_cache(dense_cache_));
+    if (!dense_is_known()) POLAR_RETURN_IF_ERROR(make_cache(dense_cache_));
     if (planner_ != nullptr) POLAR_RETURN_IF_ERROR(make_cache(sparse_cache_));
     return {};
   }
@@ -66,7 +72,8 @@ class Evaluator {
       score_window(windows_.at(window));
       if (options_.progress) options_.progress(window + 1, windows_.count);
     }
-    result_.dense_perplexity = std::exp(dense_loss_ / result_.tokens);
+    result_.dense_perplexity =
+        dense_is_known() ? options_.known_dense_perplexity : std::exp(dense_loss_ / result_.tokens);
     result_.sparse_perplexity = std::exp(sparse_loss_ / result_.tokens);
     result_.kl /= result_.tokens;
     result_.agreement /= result_.tokens;
@@ -74,6 +81,8 @@ class Evaluator {
   }
 
  private:
+  bool dense_is_known() const { return options_.known_dense_perplexity > 0; }
+
   Status make_cache(std::unique_ptr<SequenceCache>& cache) {
     POLAR_ASSIGN(auto made,
                  SequenceCache::create(device_, config_, options_.kv_dtype, 1, windows_.context));

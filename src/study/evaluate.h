@@ -35,6 +35,8 @@ struct EvaluateOptions {
   int prompt = 0;  // tokens of each window that are prefilled dense and not scored
   DType kv_dtype = DType::kF16;
   int rows_per_step = 256;
+  /// When given, the dense half is not run again; KL and agreement are not measured then.
+  double known_dense_perplexity = 0;
   std::function<void(int done, int windows)> progress;
 };
 

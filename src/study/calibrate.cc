@@ -1,0 +1,307 @@
+#include "study/calibrate.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "model/profile_planner.h"
+#include "study/calibration_state.h"
+#include "study/candidates.h"
+
+namespace polar::study {
+
+using nlohmann::ordered_json;
+using sparsity::OperatingPoint;
+using sparsity::Profile;
+
+namespace {
+
+/// Windows are dealt over the whole text: the even ones for importance, the odd ones held out.
+struct Slices {
+  std::vector<Passage> importance;
+  Windows held_out;
+  std::vector<Needle> needles, held_out_needles;
+};
+
+class Calibrator {
+ public:
+  Calibrator(backend::Device& device, const model::Weights& weights,
+             const CalibrateOptions& options, CalibrationState& state)
+      : device_(device), weights_(weights), options_(options), state_(state) {}
+
+  Status slice(const std::vector<std::string>& documents, const Encode& encode, int leading) {
+    const auto with_leading = [&](const std::string& document) { return encode(document, true); };
+    const int wanted = options_.importance_windows + options_.held_out_windows;
+    POLAR_ASSIGN(const Windows all,
+                 make_windows(options_.text_name, documents, with_leading, options_.context, 0));
+    if (all.count < wanted) {
+      return bad_input(
+          options_.text_name, "text",
+          std::to_string(all.count) + " windows of " + std::to_string(options_.context) + " tokens",
+          "at least " + std::to_string(wanted));
+    }
+    slices_.held_out.context = options_.context;
+    for (int i = 0; i < wanted; ++i) {
+      const int window = static_cast<int>(static_cast<int64_t>(i) * all.count / wanted);
+      const auto tokens = all.at(window);
+      // Interleaved, so that both slices come from all over the text.
+      const bool importance = i * options_.importance_windows / wanted !=
+                              (i + 1) * options_.importance_windows / wanted;
+      if (importance) {
+        slices_.importance.push_back(make_passage(tokens, prompt(), kScoredStride));
+      } else {
+        slices_.held_out.tokens.insert(slices_.held_out.tokens.end(), tokens.begin(), tokens.end());
+        ++slices_.held_out.count;
+      }
+    }
+    const int half = options_.needles / 2;
+    std::vector<int32_t> haystack;
+    for (const int32_t token : all.tokens) {
+      if (token != leading) haystack.push_back(token);
+    }
+    POLAR_ASSIGN(slices_.needles,
+                 make_needles(options_.text_name, haystack, encode, leading, options_.context, half,
+                              0, kCalibrationWordings, options_.seed));
+    POLAR_ASSIGN(slices_.held_out_needles,
+                 make_needles(options_.text_name, haystack, encode, leading, options_.context,
+                              options_.needles - half, 0, kCalibrationWordings, options_.seed + 1));
+    return {};
+  }
+
+  Status measure_importance() {
+    POLAR_ASSIGN(result_.text_importance, importance("text", slices_.importance));
+    std::vector<Passage> asked;
+    for (const Needle& needle : slices_.needles) asked.push_back(needle.passage);
+    POLAR_ASSIGN(result_.retrieval_importance, importance("retrieval", asked));
+    ranked_ = rank_units(result_.text_importance, result_.retrieval_importance);
+    return {};
+  }
+
+  Status measure_dense() {
+    if (const ordered_json* stored = state_.find("dense")) {
+      result_.dense_perplexity = (*stored)["perplexity"];
+      result_.dense_needles = (*stored)["needles"];
+    } else {
+      EvaluateOptions evaluation = evaluate_options();
+      POLAR_ASSIGN(const Evaluation dense,
+                   evaluate(device_, weights_, slices_.held_out, nullptr, evaluation));
+      POLAR_ASSIGN(
+          const NeedleResult needles,
+          run_needles(device_, weights_, slices_.held_out_needles, nullptr, options_.kv_dtype));
+      result_.dense_perplexity = dense.dense_perplexity;
+      result_.dense_needles = needles.dense_correct;
+      POLAR_RETURN_IF_ERROR(state_.put(
+          "dense", {{"perplexity", result_.dense_perplexity}, {"needles", result_.dense_needles}}));
+    }
+    result_.needle_count = static_cast<int>(slices_.held_out_needles.size());
+    return {};
+  }
+
+  /// The families, each searched for the fewest bytes inside the budget; the best of them becomes
+  /// an operating point.
+  Status choose(double max_loss) {
+    std::vector<Family> families;
+    if (options_.policy != "pages") {
+      for (const int recent : {4, 8, 16, 32}) {
+        if (recent * backend::kPageTokens * 2 <= options_.context)
+          families.push_back(static_family(ranked_, recent));
+      }
+    }
+    if (options_.policy != "static") {
+      families.push_back(equal_pages_family(static_cast<int>(ranked_.size())));
+      families.push_back(unequal_pages_family(ranked_));
+    }
+    const Trial* best = nullptr;
+    std::vector<Trial> found;
+    found.reserve(families.size());
+    for (const Family& family : families) {
+      POLAR_ASSIGN(Trial trial, search(family, max_loss));
+      if (!inside(trial, max_loss)) continue;
+      found.push_back(std::move(trial));
+      if (best == nullptr || found.back().effective_density < best->effective_density)
+        best = &found.back();
+    }
+    OperatingPoint point = best != nullptr ? best->point : sparsity::dense_profile(1, 1).points[0];
+    if (best == nullptr) point.budgets.assign(ranked_.size(), {});
+    point.name = point_name(max_loss);
+    point.quality.max_loss = max_loss;
+    point.quality.text =
+        options_.text_name + ", held-out windows of " + std::to_string(options_.context);
+    if (best != nullptr) {
+      point.quality.perplexity_ratio = 1 + best->loss;
+      point.quality.effective_density = best->effective_density;
+    } else {
+      point.quality.perplexity_ratio = 1;
+    }
+    result_.profile.points.push_back(std::move(point));
+    return {};
+  }
+
+  Calibration finish(const std::string& fingerprint) {
+    result_.profile.fingerprint = fingerprint;
+    result_.profile.context_min = prompt();
+    result_.profile.context_max = options_.context;
+    return std::move(result_);
+  }
+
+  void begin_profile() {
+    result_.profile = sparsity::dense_profile(weights_.config.layers, weights_.config.kv_heads);
+  }
+
+ private:
+  static constexpr int kScoredStride = 4;  // every fourth row says enough of a unit
+
+  int prompt() const { return options_.prompt >= 0 ? options_.prompt : options_.context / 4; }
+
+  static std::string point_name(double max_loss) {
+    std::string name = std::to_string(max_loss * 100);
+    name.erase(name.find_last_not_of('0') + 1);
+    if (name.back() == '.') name.pop_back();
+    return name + "%";
+  }
+
+  EvaluateOptions evaluate_options() const {
+    EvaluateOptions evaluation;
+    evaluation.prompt = prompt();
+    evaluation.kv_dtype = options_.kv_dtype;
+    return evaluation;
+  }
+
+  Result<std::vector<double>> importance(const std::string& kind,
+                                         const std::vector<Passage>& passages) {
+    std::vector<double> sum(static_cast<size_t>(weights_.config.layers) * weights_.config.kv_heads,
+                            0.0);
+    for (size_t i = 0; i < passages.size(); ++i) {
+      const std::string key = "importance " + kind + " " + std::to_string(i);
+      std::vector<double> kl;
+      if (const ordered_json* stored = state_.find(key)) {
+        kl = stored->get<std::vector<double>>();
+      } else {
+        ImportanceOptions importance;
+        importance.fallback.kind = PolicyKind::kWindow;
+        importance.fallback.recent = kImportanceRecent;
+        importance.kv_dtype = options_.kv_dtype;
+        importance.progress = [&](int done, int units) {
+          if (options_.progress) options_.progress("units left out, " + key, done, units);
+        };
+        POLAR_ASSIGN(kl, leave_one_out(device_, weights_, {&passages[i], 1}, importance));
+        POLAR_RETURN_IF_ERROR(state_.put(key, kl));
+      }
+      for (size_t unit = 0; unit < sum.size(); ++unit)
+        sum[unit] += kl[unit] / static_cast<double>(passages.size());
+    }
+    return sum;
+  }
+
+  bool inside(const Trial& trial, double max_loss) const {
+    return trial.loss <= max_loss * kSafety && trial.needles_lost <= 0;
+  }
+
+  /// Bisection over a family's knob: loss falls as bytes grow.
+  Result<Trial> search(const Family& family, double max_loss) {
+    int low = 0, high = static_cast<int>(family.points.size()) - 1;
+    POLAR_ASSIGN(Trial best, measure(family, high));
+    if (!inside(best, max_loss)) return best;
+    while (low < high) {
+      const int middle = (low + high) / 2;
+      POLAR_ASSIGN(Trial trial, measure(family, middle));
+      if (inside(trial, max_loss)) {
+        high = middle;
+        best = std::move(trial);
+      } else {
+        low = middle + 1;
+      }
+    }
+    return best;
+  }
+
+  Result<Trial> measure(const Family& family, int knob) {
+    Trial trial;
+    trial.family = family.name;
+    trial.point = family.points[knob];
+    const std::string key = "trial " + trial.point.name;
+    if (const ordered_json* stored = state_.find(key)) {
+      trial.loss = (*stored)["loss"];
+      trial.effective_density = (*stored)["density"];
+      trial.needles_lost = (*stored)["needles_lost"];
+    } else {
+      Profile profile = sparsity::dense_profile(weights_.config.layers, weights_.config.kv_heads);
+      profile.points = {trial.point};
+      POLAR_ASSIGN(auto planner, model::ProfilePlanner::create(device_, profile));
+      EvaluateOptions evaluation = evaluate_options();
+      evaluation.known_dense_perplexity = result_.dense_perplexity;
+      evaluation.progress = [&](int done, int windows) {
+        if (options_.progress) options_.progress(trial.point.name, done, windows);
+      };
+      POLAR_ASSIGN(const Evaluation measured,
+                   evaluate(device_, weights_, slices_.held_out, planner.get(), evaluation));
+      POLAR_ASSIGN(const NeedleResult needles,
+                   run_needles(device_, weights_, slices_.held_out_needles, planner.get(),
+                               options_.kv_dtype));
+      trial.loss = measured.ratio() - 1;
+      trial.effective_density = measured.effective_density();
+      trial.needles_lost = std::max(0, needles.dense_correct - needles.sparse_correct);
+      POLAR_RETURN_IF_ERROR(state_.put(key, {{"loss", trial.loss},
+                                             {"density", trial.effective_density},
+                                             {"needles_lost", trial.needles_lost}}));
+    }
+    const bool known =
+        std::any_of(result_.trials.begin(), result_.trials.end(),
+                    [&](const Trial& other) { return other.point.name == trial.point.name; });
+    if (!known) result_.trials.push_back(trial);
+    return trial;
+  }
+
+  /// The fallback while units are ranked: a window that all families can afford.
+  static constexpr int kImportanceRecent = 8;
+  /// A point must do better on the held-out slice than the budget says, for texts that calibration
+  /// never saw.
+  static constexpr double kSafety = 0.8;
+
+  backend::Device& device_;
+  const model::Weights& weights_;
+  const CalibrateOptions& options_;
+  CalibrationState& state_;
+  Slices slices_;
+  std::vector<int> ranked_;
+  Calibration result_;
+};
+
+ordered_json identity_of(const std::string& fingerprint, const CalibrateOptions& options,
+                         size_t text_bytes) {
+  return {{"model", fingerprint},
+          {"text", options.text_name},
+          {"text_bytes", text_bytes},
+          {"context", options.context},
+          {"prompt", options.prompt},
+          {"importance_windows", options.importance_windows},
+          {"held_out_windows", options.held_out_windows},
+          {"needles", options.needles},
+          {"kv_dtype", std::string(dtype_info(options.kv_dtype).name)},
+          {"seed", options.seed}};
+}
+
+}  // namespace
+
+Result<Calibration> calibrate(backend::Device& device, const model::Weights& weights,
+                              const std::string& fingerprint,
+                              const std::vector<std::string>& documents, const Encode& encode,
+                              int leading_token, const std::string& directory,
+                              const CalibrateOptions& options) {
+  size_t text_bytes = 0;
+  for (const std::string& document : documents) text_bytes += document.size();
+  POLAR_ASSIGN(CalibrationState state,
+               CalibrationState::open(directory, identity_of(fingerprint, options, text_bytes)));
+  Calibrator calibrator(device, weights, options, state);
+  POLAR_RETURN_IF_ERROR(calibrator.slice(documents, encode, leading_token));
+  POLAR_RETURN_IF_ERROR(calibrator.measure_importance());
+  POLAR_RETURN_IF_ERROR(calibrator.measure_dense());
+  calibrator.begin_profile();
+  std::vector<double> losses = options.max_losses;
+  std::sort(losses.begin(), losses.end());
+  for (const double loss : losses) POLAR_RETURN_IF_ERROR(calibrator.choose(loss));
+  Calibration calibration = calibrator.finish(fingerprint);
+  POLAR_RETURN_IF_ERROR(sparsity::write_profile(directory, calibration.profile));
+  return calibration;
+}
+
+}  // namespace polar::study

@@ -1,0 +1,58 @@
+#pragma once
+// From a model, a text and a quality budget to a profile (docs/sparsity.md): measure what each unit
+// is worth, try assignments from cheap to dear, and keep the one that reads the fewest bytes while
+// its measured loss stays inside the budget.
+
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "sparsity/profile.h"
+#include "study/evaluate.h"
+#include "study/needle.h"
+
+namespace polar::study {
+
+struct CalibrateOptions {
+  std::vector<double> max_losses = {0.01};  // perplexity ratio - 1, one operating point each
+  std::string policy = "auto";              // auto, static or pages: the families that are tried
+  int context = 2048;
+  int prompt = -1;             // tokens of each window that are prefilled dense; -1: context / 4
+  int importance_windows = 2;  // windows on which units are left out, one by one
+  int held_out_windows = 4;    // windows that decide
+  int needles = 8;             // retrieval prompts: half of them are held out
+  DType kv_dtype = DType::kF16;
+  uint64_t seed = 1;
+  std::string text_name;
+  std::function<void(const std::string& stage, int done, int of)> progress;
+};
+
+/// What one assignment did on the held-out slice.
+struct Trial {
+  std::string family;
+  sparsity::OperatingPoint point;
+  double loss = 0;               // perplexity ratio - 1
+  double effective_density = 1;  // KV bytes read / dense
+  int needles_lost = 0;          // retrieval prompts that dense answers and this does not
+};
+
+struct Calibration {
+  sparsity::Profile profile;
+  std::vector<double> text_importance,
+      retrieval_importance;  // leave-one-out KL, [layers * kv_heads], nats
+  std::vector<Trial> trials;
+  double dense_perplexity = 0;
+  int dense_needles = 0, needle_count = 0;
+};
+
+/// Runs everything. What was measured is kept in `directory`/calibration.json as it comes, so a run
+/// that was killed goes on where it stopped; the result of the same seed is the same. Writes
+/// `directory`/profile.json. Errors: text too short, a folder that cannot be written, a state of
+/// another run in the folder.
+Result<Calibration> calibrate(backend::Device& device, const model::Weights& weights,
+                              const std::string& fingerprint,
+                              const std::vector<std::string>& documents, const Encode& encode,
+                              int leading_token, const std::string& directory,
+                              const CalibrateOptions& options);
+
+}  // namespace polar::study

@@ -1,0 +1,55 @@
+#include "study/calibration_state.h"
+
+#include <filesystem>
+#include <fstream>
+#include <sstream>
+
+namespace polar::study {
+
+using nlohmann::ordered_json;
+
+Result<CalibrationState> CalibrationState::open(const std::string& directory,
+                                                const ordered_json& identity) {
+  CalibrationState state;
+  std::error_code error;
+  std::filesystem::create_directories(directory, error);
+  state.path_ = (std::filesystem::path(directory) / "calibration.json").string();
+  if (error) return bad_input(directory, "--out", error.message(), "a folder that can be written");
+  state.json_ = {{"run", identity}, {"measured", ordered_json::object()}};
+  if (std::ifstream in(state.path_, std::ios::binary); in) {
+    std::ostringstream bytes;
+    bytes << in.rdbuf();
+    ordered_json stored = ordered_json::parse(bytes.str(), nullptr, false);
+    if (!stored.is_object() || !stored.contains("run") || !stored.contains("measured") ||
+        !stored["measured"].is_object()) {
+      return bad_input(state.path_, "file", "something else",
+                       "the state of a calibration (delete it to begin anew)");
+    }
+    if (stored["run"] != identity) {
+      return bad_input(state.path_, "run", "a calibration of another model, text or options",
+                       "one of this (choose another --out, or delete it)");
+    }
+    state.json_ = std::move(stored);
+  }
+  return state;
+}
+
+const ordered_json* CalibrationState::find(const std::string& key) const {
+  const auto found = json_["measured"].find(key);
+  return found == json_["measured"].end() ? nullptr : &*found;
+}
+
+Status CalibrationState::put(const std::string& key, ordered_json value) {
+  json_["measured"][key] = std::move(value);
+  const std::string part = path_ + ".part";
+  std::ofstream out(part, std::ios::binary);
+  out << json_.dump() << "\n";
+  out.close();
+  std::error_code error;
+  if (out.good()) std::filesystem::rename(part, path_, error);
+  if (!out.good() || error)
+    return bad_input(path_, "file", "a disk that takes no more", "a writable folder");
+  return {};
+}
+
+}  // namespace polar::study
