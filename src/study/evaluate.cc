@@ -109,9 +109,9 @@ class Evaluator {
     for (int row = first_scored; row < end; ++row) logit_rows.push_back(row - begin);
     const std::span<const int32_t> tokens = window.subspan(begin, end - begin);
 
-    const std::vector<float> dense =
-        step(*dense_cache_, {0, begin, tokens, false}, logit_rows, dense_planner_);
-    std::vector<float> sparse;
+    std::vector<float> dense, sparse;
+    if (!dense_is_known())
+      dense = step(*dense_cache_, {0, begin, tokens, false}, logit_rows, dense_planner_);
     if (planner_ != nullptr) {
       sparse = step(*sparse_cache_, {0, begin, tokens, !in_prompt}, logit_rows, *planner_);
       if (!in_prompt) count_blocks(begin, end);
