@@ -90,7 +90,7 @@ class GgufParser {
     std::array<char, 4> magic{};
     if (!read(magic) || std::string_view(magic.data(), 4) != "GGUF") {
       return fail("magic", in_quotes({magic.data(), std::min<size_t>(4, bytes_.size())}),
-                  "\"GGUF\": not a GGUF file");
+                  "\"GGUF\"");
     }
     if (!read(file_.version_)) return truncated("version");
     if (file_.version_ != 2 && file_.version_ != 3) {
