@@ -1,0 +1,37 @@
+#include "backend/cpu/isa.h"
+
+#include <cstdlib>
+#include <string>
+
+namespace polar::backend::cpu {
+
+std::vector<const Kernels*> runnable_kernels() {
+  std::vector<const Kernels*> kernels = {&portable_kernels()};
+#if defined(__x86_64__)
+  // These look at CPUID and at what the operating system saves (XGETBV).
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+      __builtin_cpu_supports("f16c")) {
+    kernels.push_back(&avx2_kernels());
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")) {
+      kernels.push_back(&avx512_kernels());
+    }
+  }
+#endif
+  return kernels;
+}
+
+Result<const Kernels*> choose_kernels() {
+  const std::vector<const Kernels*> kernels = runnable_kernels();
+  const char* forced = std::getenv("POLAR_CPU_ISA");
+  if (forced == nullptr || *forced == '\0') return kernels.back();
+  std::string names;
+  for (const Kernels* candidate : kernels) {
+    if (std::string(forced) == candidate->name) return candidate;
+    names += (names.empty() ? "" : ", ") + std::string(candidate->name);
+  }
+  return bad_input("environment", "POLAR_CPU_ISA", "'" + std::string(forced) + "'",
+                   "one that this CPU has: " + names);
+}
+
+}  // namespace polar::backend::cpu

@@ -1,0 +1,103 @@
+#pragma once
+// The inner loops, once per instruction set: a table of plain functions over raw pointers. isa_*.cc
+// instantiate the *_inl.h files; isa.cc picks a table by CPU feature bits. Plain data only: this
+// header is seen by files compiled for any instruction set.
+
+#include <cstddef>
+#include <cstdint>
+
+#include "core/dtype.h"
+
+namespace polar::backend::cpu {
+
+/// Up to this many rows weights are dequantised in registers; above, panels of kPanelRows weight
+/// rows go through scratch.
+inline constexpr int kDirectRows = 16;
+inline constexpr int kPanelRows = 12;
+
+/// y[m][n] = sum_k x[m][k] w[n][k] (+ bias[n]) for the rows n in [begin, end) of one stored matrix.
+/// The order in which one y[m][n] is summed depends on k alone: not on m, the tile or the thread.
+struct MatmulArgs {
+  const float* x;  // [m][x_stride]
+  int64_t x_stride;
+  int m;
+  const std::byte* weight;  // stored row 0
+  size_t row_bytes;
+  DType dtype;  // f32, f16, bf16, q8_0, q4_0 or q4_1
+  int64_t k;
+  const int32_t* index;  // row n of the product is stored row index[n]; null: row n
+  int64_t begin, end;
+  const float* bias;  // by stored row, or null
+  float* y;           // [m][y_stride]
+  int64_t y_stride;
+  float* panel;  // scratch of kPanelRows * k rounded up to 32; unused when m <= kDirectRows
+};
+
+/// y[m][o] += sum over neurons j in [begin, end), in order, of a[m][j] w[row(j)][o], for all
+/// outputs o.
+struct AccumulateArgs {
+  const float* a;  // [m][a_stride]
+  int64_t a_stride;
+  int m;
+  const std::byte* weight;  // [neurons][outputs]
+  size_t row_bytes;
+  DType dtype;           // f32, f16 or bf16
+  const int32_t* index;  // stored row of neuron j; null: j
+  int64_t begin, end;
+  int64_t outputs;
+  float* y;  // [m][y_stride]
+  int64_t y_stride;
+};
+
+/// Attention runs over pieces of a unit's pages, cut by position: every result is summed in the
+/// same order whatever the load.
+inline constexpr int kPieceTokens = 512;
+inline constexpr int kPiecePages = 32;
+inline constexpr int kMostQueries = 16;
+
+struct PageSlice {
+  const std::byte* block;  // K half [head_dim][16], then V half [16][head_dim]
+  int32_t position;        // of slot 0; kAllVisible: every query sees the whole page
+};
+inline constexpr int32_t kAllVisible = INT32_MIN;
+
+/// One query vector over one piece. It sees the positions [low, high).
+struct Query {
+  const float* values;  // [head_dim]
+  int32_t low, high;
+  float* output;  // [head_dim]: sum of exp(score - max) V, written
+  float max;      // of the scores, written
+  float sum;      // of exp(score - max), written; 0: nothing was visible
+};
+
+struct AttendArgs {
+  Query* queries;
+  int query_count;  // at most kMostQueries
+  const PageSlice* pages;
+  int page_count;  // at most kPiecePages
+  DType dtype;     // of the cache: f32, f16 or bf16
+  int head_dim;
+  float scale;
+  float* scratch;  // [query_count][kPieceTokens]
+};
+
+struct Kernels {
+  const char* name;
+  void (*matmul)(const MatmulArgs& args);
+  void (*accumulate)(const AccumulateArgs& args);
+  void (*attend)(const AttendArgs& args);
+  /// out[i] = silu(gate[i]) * up[i]
+  void (*silu_mul)(const float* gate, const float* up, float* out, int64_t count);
+  /// Reads all bytes (a multiple of 512) as fast as memory gives them. The value keeps the loads
+  /// alive.
+  float (*read)(const std::byte* data, size_t bytes);
+  /// 12 * lanes multiply-adds per round, in registers only: the arithmetic peak.
+  float (*flops)(int64_t rounds);
+  int lanes;
+};
+
+const Kernels& portable_kernels();
+const Kernels& avx2_kernels();
+const Kernels& avx512_kernels();
+
+}  // namespace polar::backend::cpu
