@@ -2,7 +2,7 @@
 
 # polar_library(<folder> [PUBLIC deps...] [PRIVATE deps...])
 # All *.cc of the folder except tests, benchmarks and fuzz targets become polar_<folder>. With POLAR_TESTS its *_test.cc
-# become one executable, polar_<folder>_test, whose cases CTest knows one by one.
+# become one executable, polar_<folder>_test, whose cases CTest knows one by one; *_property_test.cc may use RapidCheck.
 function(polar_library name)
   cmake_parse_arguments(arg "" "" "PUBLIC;PRIVATE;SOURCES" ${ARGN})
   file(GLOB sources CONFIGURE_DEPENDS *.cc)
@@ -25,11 +25,17 @@ endfunction()
 function(polar_tests name)
   if(POLAR_TESTS)
     file(GLOB tests CONFIGURE_DEPENDS *_test.cc)
+    if(NOT TARGET rapidcheck)
+      list(FILTER tests EXCLUDE REGEX "_property_test\\.cc$")
+    endif()
     if(tests)
       add_executable(polar_${name}_test ${tests})
       target_link_libraries(polar_${name}_test PRIVATE ${ARGN} polar_warnings GTest::gmock GTest::gtest_main)
       target_compile_definitions(polar_${name}_test PRIVATE
         POLAR_SOURCE_DIR="${PROJECT_SOURCE_DIR}" POLAR_GOLDEN_DIR="${PROJECT_SOURCE_DIR}/tests/golden")
+      if(TARGET rapidcheck AND tests MATCHES "_property_test\\.cc")
+        target_link_libraries(polar_${name}_test PRIVATE rapidcheck)
+      endif()
       gtest_discover_tests(polar_${name}_test TEST_PREFIX "${name}." DISCOVERY_TIMEOUT 60
         PROPERTIES TIMEOUT 900)
     endif()
@@ -91,6 +97,10 @@ macro(polar_find_dependencies)
 
   if(POLAR_TESTS)
     find_package(GTest REQUIRED)
+    find_package(rapidcheck QUIET)
+    if(NOT TARGET rapidcheck)
+      message(STATUS "RapidCheck: not found; *_property_test.cc are left out")
+    endif()
     include(GoogleTest)
   endif()
   if(POLAR_BENCHMARKS)

@@ -3,7 +3,8 @@
 #include <algorithm>
 #include <cstring>
 #include <nlohmann/json.hpp>
-#include <utility>
+#include <set>
+#include <string_view>
 
 #include "io/atomic_file.h"
 #include "io/in_quotes.h"
@@ -56,7 +57,7 @@ Status write_safetensors(const std::string& path, std::span<const FileTensor> te
   }
   std::vector<std::span<const std::byte>> parts(2);
   size_t position = 0;
-  const FileTensor* previous = nullptr;
+  std::set<std::string_view> names = {"__metadata__"};
   for (const FileTensor* tensor : order) {
     const Tensor& view = tensor->view;
     const char* type = format_name(view.dtype);
@@ -64,11 +65,10 @@ Status write_safetensors(const std::string& path, std::span<const FileTensor> te
       return bad_input(path, "tensor " + in_quotes(tensor->name), dtype_info(view.dtype).name,
                        "f32, f16, bf16 or i32");
     }
-    if (tensor->name == "__metadata__" || (previous && previous->name == tensor->name)) {
+    if (!names.insert(tensor->name).second) {
       return bad_input(path, "tensor " + in_quotes(tensor->name), "a name already in use",
                        "unique names");
     }
-    previous = tensor;
     const size_t bytes = dtype_bytes(view.dtype, static_cast<size_t>(view.values()));
     const std::span<const int64_t> shape(view.shape.data(), static_cast<size_t>(view.rank));
     entries.push_back(fmt::format("{}:{{\"dtype\":\"{}\",\"shape\":[{}],\"data_offsets\":[{},{}]}}",
