@@ -1,0 +1,238 @@
+// Attention over page tables. Every query runs over pieces of kPiecePages pages, in the order of
+// its plan, and merges them in that order: a row's result is the same alone, in any batch,
+// prefilled or decoded.
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "backend/cpu/cpu_ops.h"
+#include "backend/ranges.h"
+
+namespace polar::backend::cpu {
+
+namespace {
+
+int pages_of(const PageRanges& unit) {
+  return unit.count + unit.tail_count;
+}
+int pieces_of(int pages) {
+  return (pages + kPiecePages - 1) / kPiecePages;
+}
+
+/// The running softmax of one query: what its pieces add up to.
+class Merger {
+ public:
+  explicit Merger(float* output, int head_dim) : output_(output), head_dim_(head_dim) {
+    std::memset(output, 0, head_dim * sizeof(float));
+  }
+
+  void add(const Query& piece) {
+    if (piece.sum == 0.0f) return;
+    if (sum_ == 0.0f) {
+      std::memcpy(output_, piece.output, head_dim_ * sizeof(float));
+      max_ = piece.max;
+      sum_ = piece.sum;
+      return;
+    }
+    const float top = std::max(max_, piece.max);
+    const float old_scale = std::exp(max_ - top), new_scale = std::exp(piece.max - top);
+    for (int d = 0; d < head_dim_; ++d)
+      output_[d] = output_[d] * old_scale + piece.output[d] * new_scale;
+    sum_ = sum_ * old_scale + piece.sum * new_scale;
+    max_ = top;
+  }
+
+  void finish() {
+    if (sum_ == 0.0f) return;
+    const float scale = 1.0f / sum_;
+    for (int d = 0; d < head_dim_; ++d) output_[d] *= scale;
+  }
+
+ private:
+  float* output_;
+  int head_dim_;
+  float max_ = 0.0f;
+  float sum_ = 0.0f;
+};
+
+/// Looks up where the pages of a plan are.
+class PageWalk {
+ public:
+  PageWalk(const AttentionArgs& args, int sequence, int kv_head)
+      : batch_(*args.batch),
+        kv_(args.kv),
+        layer_(args.layer),
+        kv_head_(kv_head),
+        table_begin_(sequence * args.batch->table_stride) {}
+
+  PageSlice at(int32_t entry) const {
+    const std::byte* block = kv_.block(layer_, batch_.pages[entry], kv_head_);
+    if (entry >= batch_.list_begin()) return {block, kAllVisible};
+    return {block, (entry - table_begin_) * kPageTokens};
+  }
+
+ private:
+  const Batch& batch_;
+  const KvView& kv_;
+  int layer_, kv_head_;
+  int32_t table_begin_;
+};
+
+int32_t lowest_visible(int32_t position, int window) {
+  return window > 0 && position >= window ? position - window + 1 : 0;
+}
+
+}  // namespace
+
+void CpuOps::attention(const AttentionArgs& args) {
+  if (args.batch->prefill_rows > 0) attend_prefill(args);
+  if (args.batch->planned_rows() > 0) attend_planned(args);
+}
+
+/// Work items are pieces of units. Units of one piece finish at once; the others leave partial
+/// results that are merged in a second pass.
+void CpuOps::attend_planned(const AttentionArgs& args) {
+  const Batch& batch = *args.batch;
+  const int kv_heads = args.kv.kv_heads, dim = args.kv.head_dim, group = args.heads / kv_heads;
+  const int units = batch.planned_rows() * kv_heads;
+  std::vector<int> first_item(units + 1, 0);
+  for (int unit = 0; unit < units; ++unit) {
+    first_item[unit + 1] =
+        first_item[unit] + std::max(1, pieces_of(pages_of(args.plan->units[unit])));
+  }
+  const int items = first_item[units];
+  const size_t item_values = static_cast<size_t>(group) * (dim + 2);  // outputs, then max and sum
+  if (partials_.size() < items * item_values) partials_.resize(items * item_values);
+
+  pool_.parallel_for(items, 1, [&](int64_t begin, int64_t end, int thread) {
+    for (int64_t item = begin; item < end; ++item) {
+      const int unit =
+          static_cast<int>(std::upper_bound(first_item.begin(), first_item.end(), item) -
+                           first_item.begin()) -
+          1;
+      const int row = batch.prefill_rows + unit / kv_heads, kv_head = unit % kv_heads;
+      const PageRanges& plan = args.plan->units[unit];
+      const int first_page = static_cast<int>(item - first_item[unit]) * kPiecePages;
+      const int last_page = std::min(pages_of(plan), first_page + kPiecePages);
+      const PageWalk walk(args, batch.sequence[row], kv_head);
+      PageSlice pages[kPiecePages];
+      for (int page = first_page; page < last_page; ++page) {
+        pages[page - first_page] =
+            walk.at(page < plan.count ? plan.begin + page : plan.tail_begin + page - plan.count);
+      }
+      float* partial = partials_.data() + item * item_values;
+      const float* query =
+          args.query.as<float>() + (static_cast<int64_t>(row) * args.heads + kv_head * group) * dim;
+      const int32_t position = batch.position[row];
+      for (int q = 0; q < group; q += kMostQueries) {
+        const int count = std::min(kMostQueries, group - q);
+        Query queries[kMostQueries];
+        for (int i = 0; i < count; ++i) {
+          queries[i] = {query + (q + i) * dim,
+                        lowest_visible(position, args.window),
+                        position + 1,
+                        partial + (q + i) * dim,
+                        0.0f,
+                        0.0f};
+        }
+        if (last_page > first_page) {
+          kernels_.attend({queries, count, pages, last_page - first_page, args.kv.dtype, dim,
+                           args.scale, scratch(thread, kMostQueries * kPieceTokens)});
+        }
+        for (int i = 0; i < count; ++i) {
+          partial[group * dim + (q + i) * 2] = queries[i].max;
+          partial[group * dim + (q + i) * 2 + 1] = queries[i].sum;
+        }
+      }
+    }
+  });
+
+  pool_.parallel_for(units, 8, [&](int64_t begin, int64_t end, int) {
+    for (int64_t unit = begin; unit < end; ++unit) {
+      const int64_t row = batch.prefill_rows + unit / kv_heads;
+      float* out = args.output.as<float>() + (row * args.heads + unit % kv_heads * group) * dim;
+      for (int q = 0; q < group; ++q) {
+        Merger merger(out + q * dim, dim);
+        for (int item = first_item[unit]; item < first_item[unit + 1]; ++item) {
+          float* partial = partials_.data() + item * item_values;
+          const float* state = partial + group * dim + q * 2;
+          merger.add({nullptr, 0, 0, partial + q * dim, state[0], state[1]});
+        }
+        merger.finish();
+      }
+    }
+  });
+}
+
+/// Tiles of up to kMostQueries queries (rows times the group) share each page; later tiles are
+/// longer and go first.
+void CpuOps::attend_prefill(const AttentionArgs& args) {
+  const Batch& batch = *args.batch;
+  const int kv_heads = args.kv.kv_heads, dim = args.kv.head_dim, group = args.heads / kv_heads;
+  const int tile_rows = std::max(1, kMostQueries / group);
+  struct Tile {
+    int row, rows, sequence;
+  };
+  std::vector<Tile> tiles;
+  for (int s = 0; s < batch.sequences && batch.chunk_begin[s] < batch.prefill_rows; ++s) {
+    for (int row = batch.chunk_begin[s]; row < batch.chunk_begin[s + 1]; row += tile_rows) {
+      tiles.push_back({row, std::min(tile_rows, batch.chunk_begin[s + 1] - row), s});
+    }
+  }
+  std::stable_sort(tiles.begin(), tiles.end(), [&](const Tile& a, const Tile& b) {
+    return batch.position[a.row] > batch.position[b.row];
+  });
+
+  pool_.parallel_for(
+      static_cast<int64_t>(tiles.size()) * kv_heads, 1,
+      [&](int64_t begin, int64_t end, int thread) {
+        for (int64_t item = begin; item < end; ++item) {
+          const Tile& tile = tiles[item / kv_heads];
+          const int kv_head = static_cast<int>(item % kv_heads);
+          const PageWalk walk(args, tile.sequence, kv_head);
+          const int count = tile.rows * group;
+          float* weights = scratch(thread, static_cast<size_t>(count) * (kPieceTokens + dim));
+          float* outputs = weights + static_cast<size_t>(count) * kPieceTokens;
+          std::vector<Merger> mergers;
+          std::vector<Query> queries(count);
+          for (int i = 0; i < count; ++i) {
+            const int64_t row = tile.row + i / group;
+            const int64_t head = row * args.heads + kv_head * group + i % group;
+            const int32_t position = batch.position[row];
+            mergers.emplace_back(args.output.as<float>() + head * dim, dim);
+            queries[i] = {args.query.as<float>() + head * dim,
+                          lowest_visible(position, args.window),
+                          position + 1,
+                          outputs + static_cast<int64_t>(i) * dim,
+                          0.0f,
+                          0.0f};
+          }
+          // A row's pieces begin at its first visible page, as its plan would: rows of a tile that
+          // begin at different pages go apart.
+          for (int i = 0; i < count;) {
+            const int32_t first_page = first_visible_page(queries[i].high - 1, args.window);
+            int same = i + 1;
+            while (same < count &&
+                   first_visible_page(queries[same].high - 1, args.window) == first_page)
+              ++same;
+            const int32_t end_page = (queries[same - 1].high - 1) / kPageTokens + 1;
+            for (int32_t page = first_page; page < end_page; page += kPiecePages) {
+              PageSlice pages[kPiecePages];
+              const int in_piece = std::min(kPiecePages, end_page - page);
+              for (int p = 0; p < in_piece; ++p)
+                pages[p] = walk.at(tile.sequence * batch.table_stride + page + p);
+              for (int q = i; q < same; q += kMostQueries) {
+                kernels_.attend({queries.data() + q, std::min(kMostQueries, same - q), pages,
+                                 in_piece, args.kv.dtype, dim, args.scale, weights});
+              }
+              for (int q = i; q < same; ++q) mergers[q].add(queries[q]);
+            }
+            i = same;
+          }
+          for (Merger& merger : mergers) merger.finish();
+        }
+      });
+}
+
+}  // namespace polar::backend::cpu
