@@ -110,6 +110,9 @@ macro(polar_find_dependencies)
     add_compile_options(-fsanitize=${POLAR_SANITIZE} -fno-omit-frame-pointer -fno-sanitize-recover=all)
     add_link_options(-fsanitize=${POLAR_SANITIZE})
   endif()
+  if(POLAR_FUZZ)
+    add_compile_options(-fsanitize=fuzzer-no-link)  # coverage, which libFuzzer needs of all code under test
+  endif()
   # Names the pointer's own file in messages, not the folder it was built in; nothing of the builder's machine leaks.
   add_compile_options($<$<COMPILE_LANGUAGE:CXX>:-ffile-prefix-map=${PROJECT_SOURCE_DIR}/=>)
 endmacro()
