@@ -3,9 +3,11 @@
 #include <cstdio>
 
 #include "cli/command.h"
+#include "io/mmap.h"
 
 int main(int argc, char** argv) {
   using namespace polar::cli;
+  polar::io::explain_bus_errors();  // a model file that shrinks while mapped ends with a sentence
   CLI::App app{
       "Polar runs large language models and makes batched decoding faster by reading only the\n"
       "attention heads and neurons that the next token needs.",
