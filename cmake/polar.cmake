@@ -78,6 +78,7 @@ macro(polar_find_dependencies)
   find_path(POLAR_CLI11_INCLUDE CLI/CLI.hpp REQUIRED)
   find_path(POLAR_UTF8PROC_INCLUDE utf8proc.h REQUIRED)
   find_path(POLAR_PCRE2_INCLUDE pcre2.h REQUIRED)
+  find_path(POLAR_XXHASH_INCLUDE xxhash.h REQUIRED)
   find_library(POLAR_UTF8PROC_LIBRARY NAMES libutf8proc.a utf8proc REQUIRED)
   find_library(POLAR_PCRE2_LIBRARY NAMES libpcre2-8.a pcre2-8 REQUIRED)
 
@@ -86,6 +87,9 @@ macro(polar_find_dependencies)
     $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Wpedantic -Werror -Wno-psabi>
     # g++ 12 sees overlapping copies in plain string concatenation (GCC bug 105651).
     $<$<COMPILE_LANG_AND_ID:CXX,GNU>:-Wno-restrict>)
+  add_library(polar_xxhash INTERFACE)  # header only
+  target_include_directories(polar_xxhash SYSTEM INTERFACE ${POLAR_XXHASH_INCLUDE})
+  target_compile_definitions(polar_xxhash INTERFACE XXH_INLINE_ALL)
   add_library(polar_utf8proc INTERFACE)
   target_include_directories(polar_utf8proc SYSTEM INTERFACE ${POLAR_UTF8PROC_INCLUDE})
   target_link_libraries(polar_utf8proc INTERFACE ${POLAR_UTF8PROC_LIBRARY})

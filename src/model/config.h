@@ -22,6 +22,7 @@ struct RopeConfig {
   double high_frequency_factor = 4.0;        // llama3
   double beta_fast = 32.0, beta_slow = 1.0;  // yarn
   double attention_factor = 0.0;             // yarn; 0: 0.1 ln(factor) + 1
+  bool truncate = true;                      // yarn: whole correction dimensions
   int original_max_positions = 0;            // llama3, yarn
   std::vector<float>
       frequency_factors;  // GGUF's rope_freqs.weight, [dim / 2]: divides each inverse frequency
