@@ -4,7 +4,7 @@
 #include "cli/open_device.h"
 #include "cli/policy_flags.h"
 #include "cli/table.h"
-#include "study/step_bench.h"
+#include "study/step_timing.h"
 
 namespace polar::cli {
 

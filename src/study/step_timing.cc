@@ -1,4 +1,4 @@
-#include "study/step_bench.h"
+#include "study/step_timing.h"
 
 #include <algorithm>
 #include <chrono>
