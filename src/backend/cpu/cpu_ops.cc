@@ -12,11 +12,7 @@ namespace polar::backend::cpu {
 namespace {
 
 /// Stored rows that a thread claims at once: enough to be worth the claim, few enough to balance.
-constexpr int64_t kRowsPerClaim = 4 * kPanelRows;
-/// Neurons per partial sum of a gathered product: fixed, so that sums do not depend on the number
-/// of threads.
-constexpr int64_t kNeuronsPerPiece = 256;
-
+constexpr int64_t kRowsPerClaim = 48;
 void normalize(const Norm& norm, const float* in, float* out, int width) {
   if (norm.weight == nullptr) {
     if (out != in) std::memcpy(out, in, width * sizeof(float));
@@ -125,27 +121,12 @@ void CpuOps::product(const float* x, int64_t x_stride, int rows, const Weight& w
     return;
   }
   const int64_t k = weight.columns();
-  const size_t panel =
-      rows > kDirectRows ? static_cast<size_t>(kPanelRows) * ((k + 31) / 32 * 32) : 0;
   for (const WeightPart& part : cpu(weight).parts()) {
     POLAR_CHECK(index == nullptr || cpu(weight).parts().size() == 1);
     const int64_t outputs = index != nullptr ? count : part.rows;
-    pool_.parallel_for(outputs, kRowsPerClaim, [&](int64_t begin, int64_t end, int thread) {
-      MatmulArgs args{x,
-                      x_stride,
-                      rows,
-                      part.data,
-                      part.row_bytes,
-                      part.dtype,
-                      k,
-                      index,
-                      begin,
-                      end,
-                      bias,
-                      y,
-                      y_stride,
-                      panel > 0 ? scratch(thread, panel) : nullptr};
-      kernels_.matmul(args);
+    pool_.parallel_for(outputs, kRowsPerClaim, [&](int64_t begin, int64_t end, int) {
+      kernels_.matmul({x, x_stride, rows, part.data, part.row_bytes, part.dtype, k, index, begin,
+                       end, bias, y, y_stride});
     });
     y += part.rows;
     if (bias != nullptr) bias += part.rows;
@@ -156,27 +137,18 @@ void CpuOps::gathered_product(const float* x, int64_t x_stride, int rows, const 
                               const float* bias, float* y, const int32_t* index, int64_t count) {
   const WeightPart& part = cpu(weight).parts()[0];
   const int64_t outputs = weight.rows();
-  const int64_t pieces = std::max<int64_t>(1, (count + kNeuronsPerPiece - 1) / kNeuronsPerPiece);
-  const auto piece_values = static_cast<size_t>(rows * outputs);
-  if (partials_.size() < pieces * piece_values) partials_.resize(pieces * piece_values);
-  pool_.parallel_for(pieces, 1, [&](int64_t begin, int64_t end, int) {
-    for (int64_t piece = begin; piece < end; ++piece) {
-      float* sum = partials_.data() + piece * piece_values;
-      std::memset(sum, 0, piece_values * sizeof(float));
-      const int64_t first = piece * kNeuronsPerPiece;
-      kernels_.accumulate({x, x_stride, rows, part.data, part.row_bytes, part.dtype, index, first,
-                           std::min(first + kNeuronsPerPiece, count), outputs, sum, outputs});
-    }
-  });
-  pool_.parallel_for(rows, 1, [&](int64_t begin, int64_t end, int) {
-    for (int64_t row = begin; row < end; ++row) {
+  // Threads share the outputs, so every sum runs over the neurons in order. Few rows read long
+  // pieces of stored rows; many rows keep their sums in the second cache level.
+  const int64_t share = (outputs + 2 * pool_.threads() - 1) / (2 * pool_.threads());
+  const int64_t slice = rows > 16 ? 128 : (share + 63) / 64 * 64;
+  pool_.parallel_for(outputs, slice, [&](int64_t begin, int64_t end, int) {
+    for (int row = 0; row < rows; ++row) {
       float* out = y + row * outputs;
-      for (int64_t o = 0; o < outputs; ++o) out[o] = bias != nullptr ? bias[o] : 0.0f;
-      for (int64_t piece = 0; piece < pieces; ++piece) {
-        const float* sum = partials_.data() + piece * piece_values + row * outputs;
-        for (int64_t o = 0; o < outputs; ++o) out[o] += sum[o];
-      }
+      for (int64_t o = begin; o < end; ++o) out[o] = bias != nullptr ? bias[o] : 0.0f;
     }
+    kernels_.accumulate(
+        {x, x_stride, rows, part.data + dtype_bytes(part.dtype, static_cast<size_t>(begin)),
+         part.row_bytes, part.dtype, index, 0, count, end - begin, y + begin, outputs});
   });
 }
 

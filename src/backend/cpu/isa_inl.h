@@ -64,6 +64,7 @@ inline float read(const std::byte* data, size_t bytes) {
   Vec sum[4] = {zero(), zero(), zero(), zero()};
   constexpr size_t kStep = 4 * kLanes * sizeof(float);
   for (size_t i = 0; i + kStep <= bytes; i += kStep) {
+    POLAR_UNROLL
     for (int v = 0; v < 4; ++v) sum[v] = add(sum[v], load((const float*)(data + i) + v * kLanes));
   }
   return reduce_add(add(add(sum[0], sum[1]), add(sum[2], sum[3])));
@@ -72,17 +73,16 @@ inline float read(const std::byte* data, size_t bytes) {
 inline float flops(int64_t rounds) {
   constexpr int kSums = 12;  // enough to hide the latency, few enough for 16 registers
   Vec sum[kSums];
+  POLAR_UNROLL
   for (int i = 0; i < kSums; ++i) sum[i] = broadcast(static_cast<float>(i));
   const Vec a = broadcast(0.999f), b = broadcast(1e-3f);
   for (int64_t r = 0; r < rounds; ++r) {
+    POLAR_UNROLL
     for (int i = 0; i < kSums; ++i) sum[i] = fma(sum[i], a, b);
-#if POLAR_ISA_LEVEL > 0
-    for (int i = 0; i < kSums; ++i) asm volatile("" : "+v"(sum[i]));
-#endif
   }
-  Vec total = sum[0];
-  for (int i = 1; i < kSums; ++i) total = add(total, sum[i]);
-  return reduce_add(total);
+  POLAR_UNROLL
+  for (int i = 1; i < kSums; ++i) sum[0] = add(sum[0], sum[i]);
+  return reduce_add(sum[0]);
 }
 
 inline constexpr Kernels kKernels = {POLAR_ISA_NAME, matmul, accumulate, attend,

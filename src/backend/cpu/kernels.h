@@ -10,11 +10,6 @@
 
 namespace polar::backend::cpu {
 
-/// Up to this many rows weights are dequantised in registers; above, panels of kPanelRows weight
-/// rows go through scratch.
-inline constexpr int kDirectRows = 16;
-inline constexpr int kPanelRows = 12;
-
 /// y[m][n] = sum_k x[m][k] w[n][k] (+ bias[n]) for the rows n in [begin, end) of one stored matrix.
 /// The order in which one y[m][n] is summed depends on k alone: not on m, the tile or the thread.
 struct MatmulArgs {
@@ -30,7 +25,6 @@ struct MatmulArgs {
   const float* bias;  // by stored row, or null
   float* y;           // [m][y_stride]
   int64_t y_stride;
-  float* panel;  // scratch of kPanelRows * k rounded up to 32; unused when m <= kDirectRows
 };
 
 /// y[m][o] += sum over neurons j in [begin, end), in order, of a[m][j] w[row(j)][o], for all

@@ -14,6 +14,7 @@ template <>
 struct Stored<DType::kF32> {
   static constexpr int kBytes = 128;  // per 32 values
   static void get(const std::byte* p, Vec w[kVecs]) {
+    POLAR_UNROLL
     for (int v = 0; v < kVecs; ++v) w[v] = load((const float*)p + v * kLanes);
   }
 };
@@ -21,6 +22,7 @@ template <>
 struct Stored<DType::kF16> {
   static constexpr int kBytes = 64;
   static void get(const std::byte* p, Vec w[kVecs]) {
+    POLAR_UNROLL
     for (int v = 0; v < kVecs; ++v) w[v] = load_f16((const uint16_t*)p + v * kLanes);
   }
 };
@@ -28,19 +30,16 @@ template <>
 struct Stored<DType::kBF16> {
   static constexpr int kBytes = 64;
   static void get(const std::byte* p, Vec w[kVecs]) {
+    POLAR_UNROLL
     for (int v = 0; v < kVecs; ++v) w[v] = load_bf16((const uint16_t*)p + v * kLanes);
   }
 };
-inline float half_at(const std::byte* p) {
-  uint16_t bits;
-  __builtin_memcpy(&bits, p, sizeof(bits));
-  return scalar_f16(bits);
-}
 template <>
 struct Stored<DType::kQ8_0> {
   static constexpr int kBytes = 34;
   static void get(const std::byte* p, Vec w[kVecs]) {
-    const Vec d = broadcast(half_at(p));
+    const Vec d = broadcast_f16(p);
+    POLAR_UNROLL
     for (int v = 0; v < kVecs; ++v) w[v] = mul(load_i8((const int8_t*)p + 2 + v * kLanes), d);
   }
 };
@@ -48,18 +47,21 @@ template <>
 struct Stored<DType::kQ4_0> {
   static constexpr int kBytes = 18;
   static void get(const std::byte* p, Vec w[kVecs]) {
-    const Vec d = broadcast(half_at(p));
+    const Vec d = broadcast_f16(p);
     load_nibbles((const uint8_t*)p + 2, w);
-    for (int v = 0; v < kVecs; ++v) w[v] = mul(sub(w[v], broadcast(8.0f)), d);
+    const Vec zero_point = mul(d, broadcast(-8.0f));  // (q - 8) d is exact either way
+    POLAR_UNROLL
+    for (int v = 0; v < kVecs; ++v) w[v] = fma(w[v], d, zero_point);
   }
 };
 template <>
 struct Stored<DType::kQ4_1> {
   static constexpr int kBytes = 20;
   static void get(const std::byte* p, Vec w[kVecs]) {
-    const Vec d = broadcast(half_at(p));
-    const Vec m = broadcast(half_at(p + 2));
+    Vec d, m;
+    broadcast_two_f16(p, &d, &m);
     load_nibbles((const uint8_t*)p + 4, w);
+    POLAR_UNROLL
     for (int v = 0; v < kVecs; ++v) w[v] = fma(w[v], d, m);
   }
 };
@@ -75,140 +77,274 @@ inline void load_tail(const std::byte* p, int count, float tail[32]) {
   }
 }
 
-/// M rows of x times N rows of w into y[m * y_stride + n], summed in k order.
-template <DType type, int M, int N>
-inline void tile(const float* x, int64_t x_stride, const std::byte* const* w, int64_t k, float* y,
-                 int64_t y_stride) {
-  Vec sum[M][N];
-  for (int m = 0; m < M; ++m)
-    for (int n = 0; n < N; ++n) sum[m][n] = zero();
-  const int64_t blocks = k / 32;
-  if constexpr (type == DType::kF32) {
-    // Plain vectors need no unpacking: all weights of a vector first, so that each load of x serves
-    // N rows.
-    for (int64_t i = 0; i < blocks * 32; i += kLanes) {
-      Vec weight[N];
-      for (int n = 0; n < N; ++n) weight[n] = load((const float*)w[n] + i);
-      for (int m = 0; m < M; ++m) {
-        const Vec input = load(x + m * x_stride + i);
-        for (int n = 0; n < N; ++n) sum[m][n] = fma(weight[n], input, sum[m][n]);
+// Products are cut into tiles: up to kTileRows rows of x by tile_weights rows of w have their sums
+// in registers. Inputs are walked in chunks of kChunk, so that a chunk of x, and of dequantised
+// weights, stays in the first cache level; between chunks the sums wait in memory as the vectors
+// they are, which changes no result.
+inline constexpr int kChunk = 256;
+inline constexpr int kTileRows = 4;
+/// Sums, weights and one input fill the registers (32 with AVX-512, else 16), and there are enough
+/// sums to hide the latency of an addition.
+constexpr int tile_weights(int rows) {
+  return rows <= 2 ? 6 : kLanes == 16 ? 6 : 3;
+}
+inline constexpr int kGroup = 12;      // weight rows that share one pass over x
+inline constexpr int kRowBlock = 128;  // rows of x between two dequantisations of the same weights
+
+template <DType type>
+inline constexpr bool kPlain = type == DType::kF32 || type == DType::kF16 || type == DType::kBF16;
+
+template <DType type>
+inline Vec load_plain(const std::byte* p, int64_t i) {
+  if constexpr (type == DType::kF32) return load((const float*)p + i);
+  if constexpr (type == DType::kF16) return load_f16((const uint16_t*)p + i);
+  if constexpr (type == DType::kBF16) return load_bf16((const uint16_t*)p + i);
+}
+
+/// Fetches the next rows' values that correspond to block b of this one.
+template <DType type, int N>
+[[gnu::always_inline]] inline void fetch_block(const std::byte* const* next, int64_t b) {
+  POLAR_UNROLL
+  for (int n = 0; n < N; ++n) {
+    const std::byte* line = next[n] + b * Stored<type>::kBytes;
+    __builtin_prefetch(line);
+    if constexpr (Stored<type>::kBytes > 64) __builtin_prefetch(line + 64);
+  }
+}
+
+/// Adds `count` inputs of M rows of x times N weight rows to sum. With `next`, fetches as many of
+/// the weights at next[n], which will be needed soon.
+template <DType type, int M, int N, bool fetch>
+[[gnu::always_inline]] inline void tile_chunk(const float* x, int64_t x_stride,
+                                              const std::byte* const* w,
+                                              const std::byte* const* next, int64_t count,
+                                              Vec (&sum)[M][N]) {
+  const int64_t blocks = count / 32;
+  for (int64_t b = 0; b < blocks; ++b) {
+    if constexpr (fetch) fetch_block<type, N>(next, b);
+    if constexpr (kPlain<type>) {
+      POLAR_UNROLL
+      for (int v = 0; v < kVecs; ++v) {
+        Vec weight[N];
+        POLAR_UNROLL
+        for (int n = 0; n < N; ++n) weight[n] = load_plain<type>(w[n], b * 32 + v * kLanes);
+        POLAR_UNROLL
+        for (int m = 0; m < M; ++m) {
+          const Vec input = load(x + m * x_stride + b * 32 + v * kLanes);
+          POLAR_UNROLL
+          for (int n = 0; n < N; ++n) sum[m][n] = fma(weight[n], input, sum[m][n]);
+        }
       }
-    }
-  } else {
-    for (int64_t b = 0; b < blocks; ++b) {
+    } else {
+      POLAR_UNROLL
       for (int n = 0; n < N; ++n) {
         Vec weight[kVecs];
         Stored<type>::get(w[n] + b * Stored<type>::kBytes, weight);
+        POLAR_UNROLL
         for (int m = 0; m < M; ++m) {
           const float* inputs = x + m * x_stride + b * 32;
+          POLAR_UNROLL
           for (int v = 0; v < kVecs; ++v)
             sum[m][n] = fma(weight[v], load(inputs + v * kLanes), sum[m][n]);
         }
       }
     }
   }
-  if (const int rest = (int)(k % 32); rest > 0) {
-    for (int n = 0; n < N; ++n) {
-      alignas(64) float weight[32];
-      load_tail<type>(w[n] + blocks * Stored<type>::kBytes, rest, weight);
-      for (int m = 0; m < M; ++m) {
-        alignas(64) float inputs[32];
-        load_tail<DType::kF32>((const std::byte*)(x + m * x_stride + blocks * 32), rest, inputs);
-        for (int v = 0; v < kVecs; ++v) {
-          sum[m][n] = fma(load(weight + v * kLanes), load(inputs + v * kLanes), sum[m][n]);
-        }
-      }
+  const int rest = (int)(count % 32);
+  if (rest == 0) return;
+  POLAR_UNROLL
+  for (int n = 0; n < N; ++n) {
+    alignas(64) float weight[32];
+    load_tail<type>(w[n] + blocks * Stored<type>::kBytes, rest, weight);
+    POLAR_UNROLL
+    for (int m = 0; m < M; ++m) {
+      alignas(64) float inputs[32];
+      load_tail<DType::kF32>((const std::byte*)(x + m * x_stride + blocks * 32), rest, inputs);
+      POLAR_UNROLL
+      for (int v = 0; v < kVecs; ++v)
+        sum[m][n] = fma(load(weight + v * kLanes), load(inputs + v * kLanes), sum[m][n]);
     }
   }
-  for (int m = 0; m < M; ++m)
-    for (int n = 0; n < N; ++n) y[m * y_stride + n] = reduce_add(sum[m][n]);
 }
 
 inline const std::byte* weight_row(const MatmulArgs& a, int64_t n) {
   return a.weight + (a.index != nullptr ? a.index[n] : n) * a.row_bytes;
 }
 
-/// All weight rows of the call for M rows of x, N weight rows at a time.
+/// Row n + ahead of this call's weights, or row n where there is none: what to fetch.
+inline const std::byte* row_ahead(const MatmulArgs& a, int64_t n, int64_t ahead) {
+  return weight_row(a, n + ahead < a.end ? n + ahead : n);
+}
+
+/// Few rows of x: N weight rows at a time in one go, while the next N arrive. Returns the first row
+/// that is left over.
 template <DType type, int M, int N>
-inline void stripe(const MatmulArgs& a, const float* x, float* y) {
-  int64_t n = a.begin;
-  const std::byte* w[N];
+inline int64_t stream_rows(const MatmulArgs& a, int64_t n) {
   for (; n + N <= a.end; n += N) {
+    const std::byte *w[N], *next[N];
     for (int i = 0; i < N; ++i) w[i] = weight_row(a, n + i);
-    tile<type, M, N>(x, a.x_stride, w, a.k, y + n, a.y_stride);
+    for (int i = 0; i < N; ++i) next[i] = row_ahead(a, n + i, N);
+    Vec sum[M][N];
+    POLAR_UNROLL
+    for (int m = 0; m < M; ++m) {
+      POLAR_UNROLL
+      for (int i = 0; i < N; ++i) sum[m][i] = zero();
+    }
+    tile_chunk<type, M, N, true>(a.x, a.x_stride, w, next, a.k, sum);
+    POLAR_UNROLL
+    for (int m = 0; m < M; ++m) {
+      POLAR_UNROLL
+      for (int i = 0; i < N; ++i) a.y[m * a.y_stride + n + i] = reduce_add(sum[m][i]);
+    }
   }
-  for (; n < a.end; ++n) {
-    w[0] = weight_row(a, n);
-    tile<type, M, 1>(x, a.x_stride, w, a.k, y + n, a.y_stride);
-  }
+  return n;
 }
 
-/// Few rows: weights go from memory through registers once per 8 rows of x.
-template <DType type>
-inline void matmul_direct(const MatmulArgs& a) {
-  for (int m = 0; m < a.m;) {
-    const float* x = a.x + m * a.x_stride;
-    float* y = a.y + m * a.y_stride;
-    const int left = a.m - m;
-    if (left >= 8) {
-      stripe<type, 8, 1>(a, x, y);
-      m += 8;
-    } else if (left >= 4) {
-      stripe<type, 4, 2>(a, x, y);
-      m += 4;
-    } else if (left >= 2) {
-      stripe<type, 2, 4>(a, x, y);
-      m += 2;
-    } else {
-      stripe<type, 1, 4>(a, x, y);
-      m += 1;
+template <DType type, int M>
+inline void matmul_stream(const MatmulArgs& a) {
+  const int64_t left = stream_rows < type, M, M == 1 ? 4 : tile_weights(M) > (a, a.begin);
+  stream_rows<type, M, 1>(a, left);
+}
+
+/// A group of weight rows, inputs [k, k + count).
+struct Group {
+  const std::byte* w[kGroup];
+  const std::byte* next[kGroup];  // the same inputs of the group behind it
+  int rows;
+  int64_t count;
+  bool first, last;  // chunk of the inputs
+};
+
+/// One chunk of a tile whose sums wait in `held` [M][kGroup]: the first starts from zero, the last
+/// writes y.
+template <DType type, int M, int N, bool fetch>
+inline void tile(const MatmulArgs& a, const Group& group, int n, const float* x, float* held,
+                 float* y) {
+  Vec sum[M][N];
+  held += n * kLanes;
+  POLAR_UNROLL
+  for (int m = 0; m < M; ++m) {
+    POLAR_UNROLL
+    for (int i = 0; i < N; ++i)
+      sum[m][i] = group.first ? zero() : load(held + (m * kGroup + i) * kLanes);
+  }
+  tile_chunk<type, M, N, fetch>(x, a.x_stride, group.w + n, group.next + n, group.count, sum);
+  POLAR_UNROLL
+  for (int m = 0; m < M; ++m) {
+    POLAR_UNROLL
+    for (int i = 0; i < N; ++i) {
+      if (group.last) {
+        y[m * a.y_stride + n + i] = reduce_add(sum[m][i]);
+      } else {
+        store(held + (m * kGroup + i) * kLanes, sum[m][i]);
+      }
     }
   }
 }
 
-/// Many rows: kPanelRows weight rows at a time become f32 in scratch, then tiles of 4 x 3.
-template <DType type>
-inline void matmul_panels(const MatmulArgs& a) {
-  const int64_t padded = (a.k + 31) / 32 * 32;
-  for (int64_t n = a.begin; n < a.end; n += kPanelRows) {
-    const int rows = (int)(a.end - n < kPanelRows ? a.end - n : kPanelRows);
-    const std::byte* w[kPanelRows];
-    for (int r = 0; r < rows; ++r) {
-      const std::byte* stored = weight_row(a, n + r);
-      float* row = a.panel + r * padded;
-      for (int64_t b = 0; b < a.k / 32; ++b) {
-        Vec weight[kVecs];
-        Stored<type>::get(stored + b * Stored<type>::kBytes, weight);
-        for (int v = 0; v < kVecs; ++v) store(row + b * 32 + v * kLanes, weight[v]);
-      }
-      if (const int rest = (int)(a.k % 32); rest > 0) {
-        load_tail<type>(stored + a.k / 32 * Stored<type>::kBytes, rest, row + a.k / 32 * 32);
-      }
-      w[r] = (const std::byte*)row;
+template <DType type, int M, bool fetch>
+inline void tile_row(const MatmulArgs& a, const Group& group, const float* x, float* held,
+                     float* y) {
+  constexpr int N = tile_weights(M);
+  int n = 0;
+  for (; n + N <= group.rows; n += N) tile<type, M, N, fetch>(a, group, n, x, held, y);
+  for (; n < group.rows; ++n) tile<type, M, 1, fetch>(a, group, n, x, held, y);
+}
+
+/// m (at most kRowBlock) rows of x by a group; the first tile of rows fetches the next group.
+template <DType type, bool fetch>
+inline void tile_rows(const MatmulArgs& a, const Group& group, const float* x, int m, float* held,
+                      float* y) {
+  if (m >= kTileRows) {
+    tile_row<type, kTileRows, fetch>(a, group, x, held, y);
+    for (m -= kTileRows; m >= kTileRows; m -= kTileRows) {
+      x += kTileRows * a.x_stride;
+      y += kTileRows * a.y_stride;
+      held += kTileRows * kGroup * kLanes;
+      tile_row<type, kTileRows, false>(a, group, x, held, y);
     }
-    for (int m = 0; m < a.m;) {
-      const float* x = a.x + m * a.x_stride;
-      float* y = a.y + m * a.y_stride + n;
-      const bool four = m + 4 <= a.m;
-      int r = 0;
-      for (; four && r + 3 <= rows; r += 3)
-        tile<DType::kF32, 4, 3>(x, a.x_stride, w + r, a.k, y + r, a.y_stride);
-      for (; four && r < rows; ++r)
-        tile<DType::kF32, 4, 1>(x, a.x_stride, w + r, a.k, y + r, a.y_stride);
-      for (; r + 4 <= rows; r += 4)
-        tile<DType::kF32, 1, 4>(x, a.x_stride, w + r, a.k, y + r, a.y_stride);
-      for (; r < rows; ++r) tile<DType::kF32, 1, 1>(x, a.x_stride, w + r, a.k, y + r, a.y_stride);
-      m += four ? 4 : 1;
+    x += kTileRows * a.x_stride;
+    y += kTileRows * a.y_stride;
+    held += kTileRows * kGroup * kLanes;
+  }
+  switch (m) {
+    case 1:
+      return tile_row<type, 1, false>(a, group, x, held, y);
+    case 2:
+      return tile_row<type, 2, false>(a, group, x, held, y);
+    case 3:
+      return tile_row<type, 3, false>(a, group, x, held, y);
+    default:
+      return;
+  }
+}
+
+/// Turns `count` stored values into f32, padded with zeros to 32.
+template <DType type>
+inline void dequantize(const std::byte* w, const std::byte* next, int64_t count, float* out) {
+  for (int64_t b = 0; b < count / 32; ++b) {
+    fetch_block<type, 1>(&next, b);
+    Vec weight[kVecs];
+    Stored<type>::get(w + b * Stored<type>::kBytes, weight);
+    POLAR_UNROLL
+    for (int v = 0; v < kVecs; ++v) store(out + b * 32 + v * kLanes, weight[v]);
+  }
+  if (const int rest = (int)(count % 32); rest > 0) {
+    load_tail<type>(w + count / 32 * Stored<type>::kBytes, rest, out + count / 32 * 32);
+  }
+}
+
+/// Many rows of x: groups of weight rows in chunks of inputs. With more rows than `kDirect` a chunk
+/// of weights is dequantised once for all of them; with few it is cheaper in registers, once a
+/// tile.
+template <DType type>
+inline void matmul_groups(const MatmulArgs& a, int m0, int m) {
+  constexpr int kDirect = type == DType::kF32 ? kRowBlock : kPlain<type> ? 16 : 0;
+  alignas(64) float panel[kGroup * kChunk];
+  alignas(64) float held[kRowBlock * kGroup * kLanes];
+  for (int64_t n = a.begin; n < a.end; n += kGroup) {
+    Group group;
+    group.rows = (int)(a.end - n < kGroup ? a.end - n : kGroup);
+    float* y = a.y + m0 * a.y_stride + n;
+    for (int64_t k = 0; k < a.k; k += kChunk) {
+      const float* x = a.x + m0 * a.x_stride + k;
+      const int64_t offset = k / 32 * Stored<type>::kBytes;
+      group.count = a.k - k < kChunk ? a.k - k : kChunk;
+      group.first = k == 0;
+      group.last = k + group.count == a.k;
+      for (int r = 0; r < group.rows; ++r) {
+        group.w[r] = weight_row(a, n + r) + offset;
+        group.next[r] = row_ahead(a, n + r, kGroup) + offset;
+      }
+      if (m <= kDirect) {
+        tile_rows<type, true>(a, group, x, m, held, y);
+        continue;
+      }
+      for (int r = 0; r < group.rows; ++r) {
+        dequantize<type>(group.w[r], group.next[r], group.count, panel + r * kChunk);
+        group.w[r] = (const std::byte*)(panel + r * kChunk);
+      }
+      tile_rows<DType::kF32, false>(a, group, x, m, held, y);
     }
   }
 }
 
 template <DType type>
 inline void matmul_typed(const MatmulArgs& a) {
-  if (a.m <= kDirectRows) {
-    matmul_direct<type>(a);
-  } else {
-    matmul_panels<type>(a);
+  switch (a.m) {
+    case 1:
+      return matmul_stream<type, 1>(a);
+    case 2:
+      return matmul_stream<type, 2>(a);
+    case 3:
+      return matmul_stream<type, 3>(a);
+    case 4:
+      return matmul_stream<type, 4>(a);
+    default:
+      break;
+  }
+  for (int m = 0; m < a.m; m += kRowBlock) {
+    matmul_groups<type>(a, m, a.m - m < kRowBlock ? a.m - m : kRowBlock);
   }
 }
 
@@ -242,49 +378,94 @@ inline void matmul(const MatmulArgs& a) {
   }
 }
 
-template <DType type>
-inline Vec load_weight(const std::byte* p, int64_t i) {
-  if constexpr (type == DType::kF32) return load((const float*)p + i);
-  if constexpr (type == DType::kF16) return load_f16((const uint16_t*)p + i);
-  if constexpr (type == DType::kBF16) return load_bf16((const uint16_t*)p + i);
-}
-
-/// Adds kRows neurons to all outputs of all rows; each output still adds neurons one by one, in
-/// order.
-template <DType type, int kRows>
-inline void accumulate_rows(const AccumulateArgs& a, int64_t j) {
-  const std::byte* w[kRows];
-  for (int r = 0; r < kRows; ++r)
-    w[r] = a.weight + (a.index != nullptr ? a.index[j + r] : j + r) * a.row_bytes;
-  const int64_t whole = a.outputs / kLanes * kLanes;
-  for (int m = 0; m < a.m; ++m) {
-    Vec value[kRows];
-    for (int r = 0; r < kRows; ++r) value[r] = broadcast(a.a[m * a.a_stride + j + r]);
-    float* y = a.y + m * a.y_stride;
-    for (int64_t o = 0; o < whole; o += kLanes) {
-      Vec sum = load(y + o);
-      for (int r = 0; r < kRows; ++r) sum = fma(load_weight<type>(w[r], o), value[r], sum);
-      store(y + o, sum);
+/// Adds `count` neurons, one by one in order, to outputs [o, o + V * kLanes) of M rows.
+template <DType type, int M, int V>
+[[gnu::always_inline]] inline void accumulate_tile(const AccumulateArgs& a, const float* scale,
+                                                   const std::byte* const* w, int count, int64_t o,
+                                                   float* y) {
+  Vec sum[M][V];
+  POLAR_UNROLL
+  for (int m = 0; m < M; ++m) {
+    POLAR_UNROLL
+    for (int v = 0; v < V; ++v) sum[m][v] = load(y + m * a.y_stride + o + v * kLanes);
+  }
+  for (int r = 0; r < count; ++r) {
+    Vec weight[V];
+    POLAR_UNROLL
+    for (int v = 0; v < V; ++v) weight[v] = load_plain<type>(w[r], o + v * kLanes);
+    POLAR_UNROLL
+    for (int m = 0; m < M; ++m) {
+      const Vec value = broadcast(scale[m * a.a_stride + r]);
+      POLAR_UNROLL
+      for (int v = 0; v < V; ++v) sum[m][v] = fma(weight[v], value, sum[m][v]);
     }
-    if (whole == a.outputs) continue;
-    alignas(64) float rest[32], weight[32];
-    const int count = (int)(a.outputs - whole);
-    load_tail<DType::kF32>((const std::byte*)(y + whole), count, rest);
-    Vec sum = load(rest);
-    for (int r = 0; r < kRows; ++r) {
-      load_tail<type>(w[r] + whole * (type == DType::kF32 ? 4 : 2), count, weight);
-      sum = fma(load(weight), value[r], sum);
-    }
-    store(rest, sum);
-    for (int i = 0; i < count; ++i) y[whole + i] = rest[i];
+  }
+  POLAR_UNROLL
+  for (int m = 0; m < M; ++m) {
+    POLAR_UNROLL
+    for (int v = 0; v < V; ++v) store(y + m * a.y_stride + o + v * kLanes, sum[m][v]);
   }
 }
 
+/// Adds `count` neurons to all outputs of M rows.
+template <DType type, int M>
+inline void accumulate_rows(const AccumulateArgs& a, const float* scale, const std::byte* const* w,
+                            const std::byte* const* next, int count, float* y) {
+  constexpr int V = M <= 2 ? 4 : 2;
+  constexpr int64_t kValueBytes = type == DType::kF32 ? 4 : 2;
+  int64_t o = 0;
+  for (; o + V * kLanes <= a.outputs; o += V * kLanes) {
+    for (int r = 0; next != nullptr && r < count; ++r)
+      __builtin_prefetch(next[r] + o * kValueBytes);
+    accumulate_tile<type, M, V>(a, scale, w, count, o, y);
+  }
+  for (; o + kLanes <= a.outputs; o += kLanes) {
+    accumulate_tile<type, M, 1>(a, scale, w, count, o, y);
+  }
+  const int rest = (int)(a.outputs - o);
+  for (int m = 0; rest > 0 && m < M; ++m) {
+    alignas(64) float sums[32], weight[32];
+    load_tail<DType::kF32>((const std::byte*)(y + m * a.y_stride + o), rest, sums);
+    Vec sum = load(sums);
+    for (int r = 0; r < count; ++r) {
+      load_tail<type>(w[r] + o * kValueBytes, rest, weight);
+      sum = fma(load(weight), broadcast(scale[m * a.a_stride + r]), sum);
+    }
+    store(sums, sum);
+    for (int i = 0; i < rest; ++i) y[m * a.y_stride + o + i] = sums[i];
+  }
+}
+
+/// Neurons in blocks, so that sums stay in registers for a while; the rows of x share each block's
+/// weights, and the first of them fetches the next block's.
 template <DType type>
 inline void accumulate_typed(const AccumulateArgs& a) {
-  int64_t j = a.begin;
-  for (; j + 4 <= a.end; j += 4) accumulate_rows<type, 4>(a, j);
-  for (; j < a.end; ++j) accumulate_rows<type, 1>(a, j);
+  constexpr int kBlock = 16;
+  for (int64_t j = a.begin; j < a.end; j += kBlock) {
+    const int count = (int)(a.end - j < kBlock ? a.end - j : kBlock);
+    const std::byte *w[kBlock], *next[kBlock];
+    for (int r = 0; r < count; ++r) {
+      const int64_t ahead = j + kBlock + r < a.end ? j + kBlock + r : j + r;
+      w[r] = a.weight + (a.index != nullptr ? a.index[j + r] : j + r) * a.row_bytes;
+      next[r] = a.weight + (a.index != nullptr ? a.index[ahead] : ahead) * a.row_bytes;
+    }
+    for (int m = 0; m < a.m;) {
+      const float* scale = a.a + m * a.a_stride + j;
+      float* y = a.y + m * a.y_stride;
+      const std::byte* const* fetch = m == 0 ? next : nullptr;
+      const int left = a.m - m;
+      if (left >= 4) {
+        accumulate_rows<type, 4>(a, scale, w, fetch, count, y);
+        m += 4;
+      } else if (left >= 2) {
+        accumulate_rows<type, 2>(a, scale, w, fetch, count, y);
+        m += 2;
+      } else {
+        accumulate_rows<type, 1>(a, scale, w, fetch, count, y);
+        m += 1;
+      }
+    }
+  }
 }
 
 inline void accumulate(const AccumulateArgs& a) {

@@ -3,6 +3,20 @@
 // instruction set can be linked into another's file: no include guard, on purpose. POLAR_ISA_LEVEL:
 // 0 portable, 1 AVX2 + FMA + F16C, 2 AVX-512 F/BW/VL/DQ.
 
+// Arrays of vectors stay in registers only when the loops over them are unrolled before the
+// compiler splits arrays into scalars, and g++ does that only when told.
+#ifdef __clang__
+#define POLAR_UNROLL _Pragma("unroll")
+#else
+#define POLAR_UNROLL _Pragma("GCC unroll 16")
+#endif
+
+[[gnu::always_inline]] inline uint16_t bits_at(const std::byte* p) {
+  uint16_t bits;
+  __builtin_memcpy(&bits, p, sizeof(bits));
+  return bits;
+}
+
 #if POLAR_ISA_LEVEL == 2
 
 inline constexpr int kLanes = 16;
@@ -62,10 +76,20 @@ inline float reduce_add(Vec v) {
 }
 /// The 16 low, then the 16 high nibbles of 16 bytes.
 inline void load_nibbles(const uint8_t* p, Vec out[2]) {
-  const __m128i bytes = _mm_loadu_si128((const __m128i*)p);
-  const __m128i mask = _mm_set1_epi8(15);
-  out[0] = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_and_si128(bytes, mask)));
-  out[1] = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_and_si128(_mm_srli_epi16(bytes, 4), mask)));
+  const __m512i bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p));
+  out[0] = _mm512_cvtepi32_ps(_mm512_and_si512(bytes, _mm512_set1_epi32(15)));
+  out[1] = _mm512_cvtepi32_ps(_mm512_srli_epi32(bytes, 4));
+}
+/// One, or two neighbouring, half precision values in all lanes.
+inline Vec broadcast_f16(const std::byte* p) {
+  return broadcast(scalar_f16(bits_at(p)));
+}
+inline void broadcast_two_f16(const std::byte* p, Vec* first, Vec* second) {
+  int32_t bits;
+  __builtin_memcpy(&bits, p, sizeof(bits));
+  const Vec both = _mm512_cvtph_ps(_mm256_set1_epi32(bits));
+  *first = _mm512_moveldup_ps(both);
+  *second = _mm512_movehdup_ps(both);
 }
 
 #elif POLAR_ISA_LEVEL == 1
@@ -125,14 +149,23 @@ inline float reduce_add(Vec v) {
   return _mm_cvtss_f32(_mm_add_ss(q, _mm_movehdup_ps(q)));
 }
 inline void load_nibbles(const uint8_t* p, Vec out[4]) {
-  const __m128i bytes = _mm_loadu_si128((const __m128i*)p);
-  const __m128i mask = _mm_set1_epi8(15);
-  const __m128i low = _mm_and_si128(bytes, mask);
-  const __m128i high = _mm_and_si128(_mm_srli_epi16(bytes, 4), mask);
-  out[0] = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(low));
-  out[1] = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_srli_si128(low, 8)));
-  out[2] = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(high));
-  out[3] = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_srli_si128(high, 8)));
+  const __m256i mask = _mm256_set1_epi32(15);
+  const __m256i left = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p));
+  const __m256i right = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)(p + 8)));
+  out[0] = _mm256_cvtepi32_ps(_mm256_and_si256(left, mask));
+  out[1] = _mm256_cvtepi32_ps(_mm256_and_si256(right, mask));
+  out[2] = _mm256_cvtepi32_ps(_mm256_srli_epi32(left, 4));
+  out[3] = _mm256_cvtepi32_ps(_mm256_srli_epi32(right, 4));
+}
+inline Vec broadcast_f16(const std::byte* p) {
+  return broadcast(scalar_f16(bits_at(p)));
+}
+inline void broadcast_two_f16(const std::byte* p, Vec* first, Vec* second) {
+  int32_t bits;
+  __builtin_memcpy(&bits, p, sizeof(bits));
+  const Vec both = _mm256_cvtph_ps(_mm_set1_epi32(bits));
+  *first = _mm256_moveldup_ps(both);
+  *second = _mm256_movehdup_ps(both);
 }
 
 #else
@@ -217,6 +250,13 @@ inline void load_nibbles(const uint8_t* p, Vec out[4]) {
     POLAR_LANES out[half].lane[i] = static_cast<float>(p[half * kLanes + i] & 15);
     POLAR_LANES out[2 + half].lane[i] = static_cast<float>(p[half * kLanes + i] >> 4);
   }
+}
+inline Vec broadcast_f16(const std::byte* p) {
+  return broadcast(scalar_f16(bits_at(p)));
+}
+inline void broadcast_two_f16(const std::byte* p, Vec* first, Vec* second) {
+  *first = broadcast_f16(p);
+  *second = broadcast_f16(p + 2);
 }
 #undef POLAR_LANES
 
