@@ -100,6 +100,11 @@ class Device {
   virtual void upload(void* destination, const void* source, size_t bytes) = 0;
   /// Copies device memory out; returns when it is there.
   virtual void download(void* destination, const void* source, size_t bytes) = 0;
+  /// Queues a copy out, in order: it is there when a mark taken behind it has been waited for. The
+  /// destination must stay until then.
+  virtual void download_later(void* destination, const void* source, size_t bytes) {
+    download(destination, source, bytes);
+  }
   virtual void fill_zero(void* destination, size_t bytes) = 0;
   virtual void synchronize() = 0;
 
