@@ -76,6 +76,8 @@ Error wrong(std::string_view key, const std::string& found, const std::string& e
 
 }  // namespace
 
+Engine::Engine(const model::ModelConfig& config, int points) : config_(config), points_(points) {}
+
 Result<std::unique_ptr<Engine>> Engine::create(backend::Device& device,
                                                const model::Weights& weights,
                                                const sparsity::Profile* profile,

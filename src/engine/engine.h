@@ -1,6 +1,7 @@
 #pragma once
 // The engine: many requests at once on one device, behind three calls that any thread may make.
 
+#include <atomic>
 #include <memory>
 #include <thread>
 
@@ -63,7 +64,7 @@ class Engine {
   const model::ModelConfig& config() const { return config_; }
 
  private:
-  Engine(const model::ModelConfig& config, int points) : config_(config), points_(points) {}
+  Engine(const model::ModelConfig& config, int points);
   Status check(const GenerationRequest& request) const;
 
   const model::ModelConfig config_;
