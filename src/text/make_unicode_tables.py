@@ -43,6 +43,24 @@ def word_set():
     return {c for c in CODE_POINTS if 1 not in tok.encode(chr(c) + "#").ids}
 
 
+def unknown_to_normal_forms():
+    """Characters that the package's normal forms (older than its regular expressions) take for plain ones."""
+    nfd, nfkd = normalizers.NFD(), normalizers.NFKD()
+    found = regex_set(r"\P{Cn}") & {c for c in CODE_POINTS if unicodedata.category(chr(c)) == "Cn"}
+    for c in CODE_POINTS:
+        char = chr(c)
+        plain = unicodedata.normalize("NFKD", char)
+        if plain != char and nfkd.normalize_str(char) == char:
+            found.add(c)
+            if unicodedata.normalize("NFD", char) != char:  # nor may its parts be composed
+                found.update(map(ord, plain))
+        if unicodedata.combining(char):
+            moved = [nfd.normalize_str(text) != text for text in (f"a\u0301{char}", f"a{char}\u0334")]
+            if not any(moved):
+                found.add(c)
+    return found
+
+
 def ranges(found):
     out = []
     for c in sorted(found):
@@ -71,6 +89,7 @@ def main():
     out.append(table("kNumeric", split_set(pre_tokenizers.Digits(individual_digits=True))))
     out.append(table("kPunctuation", split_set(pre_tokenizers.Punctuation("isolated"))))
     out.append(table("kAccents", {c for c in CODE_POINTS if accents.normalize_str(chr(c)) == ""}))
+    out.append(table("kUnknownToNormalForms", unknown_to_normal_forms()))
     word = regex_set(r"\w")
     out.append(table("kWord", word_set() - {ord("#")}))
     rows = []

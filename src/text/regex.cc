@@ -22,8 +22,8 @@ struct MatchState {
   pcre2_match_context* context = nullptr;
   pcre2_jit_stack* stack = nullptr;
 
-  explicit MatchState(const pcre2_code* code) {
-    data = pcre2_match_data_create_from_pattern(code, nullptr);
+  MatchState() {
+    data = pcre2_match_data_create(1, nullptr);  // only where the whole match is
     context = pcre2_match_context_create(nullptr);
     stack = pcre2_jit_stack_create(kJitStackStart, kJitStackMax, nullptr);
     POLAR_CHECK(data != nullptr && context != nullptr && stack != nullptr);
@@ -241,7 +241,7 @@ Regex Regex::literal(std::string_view text) {
 
 void Regex::find_all(std::string_view text, std::vector<Span>& matches) const {
   matches.clear();
-  MatchState state(code_->compiled);
+  thread_local const MatchState state;  // serves every pattern
   const auto* subject = reinterpret_cast<PCRE2_SPTR>(text.data());
   const PCRE2_SIZE* found = pcre2_get_ovector_pointer(state.data);
   size_t at = 0;

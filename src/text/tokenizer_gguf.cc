@@ -97,7 +97,7 @@ Status check_counts(const GgufVocab& vocab, const std::string& where) {
   return Status();
 }
 
-// All tokens; of two with the same text the first keeps the name, as llama.cpp warns and does.
+// All tokens; of two with the same text the later is found, as in llama.cpp.
 Status fill_vocabulary(const GgufVocab& vocab, const std::string& where, TokenizerParts& parts) {
   for (size_t id = 0; id < vocab.tokens.size(); ++id) {
     if (!is_valid_utf8(vocab.tokens[id])) {

@@ -140,5 +140,13 @@ TEST(Tokenizer, GgufByteLevelEqualsThePackage) {
   expect_equal(*tokenizer, "gguf_gpt2");
 }
 
+TEST(Tokenizer, GgufSentencePieceEqualsSentencePiece) {
+  const OwnedVocab vocab(kGolden + "gguf_llama.vocab.json");
+  auto tokenizer = Tokenizer::from_gguf(vocab.view, "model.gguf");
+  ASSERT_TRUE(tokenizer.ok()) << tokenizer.error().message;
+  EXPECT_EQ(tokenizer->leading_token(), 1);
+  expect_equal(*tokenizer, "gguf_llama");
+}
+
 }  // namespace
 }  // namespace polar::text

@@ -40,6 +40,22 @@ bool is_ascii(std::string_view text) {
 
 }  // namespace
 
+namespace {
+
+void append_normalized(std::string& out, std::string_view text, int options) {
+  utf8proc_uint8_t* mapped = nullptr;
+  const utf8proc_ssize_t length = utf8proc_map(
+      reinterpret_cast<const utf8proc_uint8_t*>(text.data()),
+      static_cast<utf8proc_ssize_t>(text.size()), &mapped, static_cast<utf8proc_option_t>(options));
+  const std::unique_ptr<utf8proc_uint8_t, decltype(&std::free)> owner(mapped, &std::free);
+  POLAR_CHECK(length >= 0);  // the caller gives valid UTF-8
+  out.append(reinterpret_cast<const char*>(mapped), static_cast<size_t>(length));
+}
+
+}  // namespace
+
+// A character that the package's tables do not know is a plain one to it: nothing composes with it
+// or moves past it, so the text is normalised piece by piece around such characters.
 std::string normalize(std::string_view text, NormalForm form) {
   if (is_ascii(text)) return std::string(text);
   int options = UTF8PROC_STABLE;
@@ -57,13 +73,20 @@ std::string normalize(std::string_view text, NormalForm form) {
       options |= UTF8PROC_DECOMPOSE | UTF8PROC_COMPAT;
       break;
   }
-  utf8proc_uint8_t* mapped = nullptr;
-  const utf8proc_ssize_t length = utf8proc_map(
-      reinterpret_cast<const utf8proc_uint8_t*>(text.data()),
-      static_cast<utf8proc_ssize_t>(text.size()), &mapped, static_cast<utf8proc_option_t>(options));
-  const std::unique_ptr<utf8proc_uint8_t, decltype(&std::free)> owner(mapped, &std::free);
-  POLAR_CHECK(length >= 0);  // the caller gives valid UTF-8
-  return std::string(reinterpret_cast<const char*>(mapped), static_cast<size_t>(length));
+  std::string out;
+  out.reserve(text.size());
+  size_t begin = 0;
+  for (size_t at = 0; at < text.size();) {
+    const CodePoint point = decode_utf8(text, at);
+    if (point.value >= 0x300 && in_ranges(point.value, kUnknownToNormalForms)) {
+      append_normalized(out, text.substr(begin, at - begin), options);
+      out += text.substr(at, point.length);
+      begin = at + point.length;
+    }
+    at += point.length;
+  }
+  append_normalized(out, text.substr(begin), options);
+  return out;
 }
 
 std::string lowercase(std::string_view text) {

@@ -7,7 +7,7 @@ decode(ids without special tokens) gives the text back; `decoded_skip` is there 
 differs from that.
 
 Usage: make_tokenizers.py TRAINING_TEXT [--opt FOLDER] [--smollm2 FILE.gguf]
-Made with tokenizers 0.23.3, sentencepiece 0.2.1.
+Made with tokenizers 0.23.3 and sentencepiece 0.2.3.
 """
 
 import argparse
@@ -184,11 +184,9 @@ def freeze(name, tok, seed, count=2000):
 
 
 def gguf_vocab(path, merge_count):
-    """The fields of a GGUF file's tokenizer; with `merge_count`, cut down to its first merges and what they need."""
+    """The fields of a GGUF file's tokenizer, cut down to its first merges and what they need."""
     from gguf import GGUFReader
     field = {k.rsplit("tokenizer.ggml.", 1)[1]: f.contents() for k, f in GGUFReader(path).fields.items() if k.startswith("tokenizer.ggml.")}
-    if merge_count is None:
-        return field
     merges = field["merges"][:merge_count]
     made = {m.replace(" ", "") for m in merges}
     keep = [i for i, t in enumerate(field["tokens"]) if field["token_type"][i] != 1 or len(t) == 1 or t in made]
@@ -208,7 +206,37 @@ def freeze_gguf(path):
     small = gguf_vocab(path, 700)
     (HERE / "gguf_gpt2.vocab.json").write_text(json.dumps(small, ensure_ascii=False, separators=(",", ":")) + "\n")
     freeze("gguf_gpt2", smollm2_tokenizer(small), 31)
-    freeze("smollm2", smollm2_tokenizer(gguf_vocab(path, None)), 32)
+
+
+def freeze_sentence_piece(lines, seed, count=2000):
+    """GGUF's "llama" kind: a vocabulary trained by SentencePiece itself, with a space in front of the text and behind every
+    control token, as llama.cpp defines it."""
+    import io
+    import re
+    import sentencepiece
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines), model_writer=model, model_type="bpe", vocab_size=900, byte_fallback=True, character_coverage=0.98,
+        normalization_rule_name="identity", remove_extra_whitespaces=False, minloglevel=2, num_threads=1)
+    sp = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+    kinds = [2 if sp.is_unknown(i) else 3 if sp.is_control(i) else 6 if sp.is_byte(i) else 1 for i in range(len(sp))]
+    field = {"model": "llama", "tokens": [sp.id_to_piece(i) for i in range(len(sp))], "scores": [sp.get_score(i) for i in range(len(sp))],
+             "token_type": kinds, "bos_token_id": sp.bos_id(), "eos_token_id": sp.eos_id(), "unknown_token_id": sp.unk_id()}
+    (HERE / "gguf_llama.vocab.json").write_text(json.dumps(field, ensure_ascii=False, separators=(",", ":")) + "\n")
+    decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    control = {"<unk>": 0, "<s>": 1, "</s>": 2}
+    out = []
+    for text in texts(seed, count, list(control)):
+        if "\x00" in text:
+            continue
+        ids = []
+        for part in re.split("(<unk>|<s>|</s>)", text):
+            ids += [control[part]] if part in control else sp.encode(part)
+        decoded = decoder.decode([sp.id_to_piece(i) for i in ids])
+        skipped = decoder.decode([sp.id_to_piece(i) for i in ids if i > 2])
+        case = [text, [1] + ids, None if decoded == text else decoded] + ([skipped] if skipped != decoded else [])
+        out.append(json.dumps(case, ensure_ascii=False, separators=(",", ":")))
+    (HERE / "gguf_llama.cases.jsonl").write_text("\n".join(out) + "\n")
 
 
 def main():
@@ -226,6 +254,8 @@ def main():
         state = json.loads(tok.to_str())
         (HERE / f"{name}.tokenizer.json").write_text(json.dumps(state, ensure_ascii=False, separators=(",", ":")) + "\n")
         freeze(name, tok, seed)
+    if not args.only or "gguf_llama" in args.only:
+        freeze_sentence_piece(lines, 33, 2100)
     if args.opt:
         freeze("opt-42m-docs", Tokenizer.from_file(f"{args.opt}/tokenizer.json"), 21)
     if args.smollm2:
