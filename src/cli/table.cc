@@ -48,7 +48,10 @@ std::string markdown(const Rows& rows, int digits) {
 std::string csv(const Rows& rows) {
   std::string text;
   const auto line = [&](const std::vector<std::string>& cells) {
-    for (size_t i = 0; i < cells.size(); ++i) text += (i > 0 ? "," : "") + cells[i];
+    for (size_t i = 0; i < cells.size(); ++i) {
+      const bool quoted = cells[i].find(',') != std::string::npos;
+      text += (i > 0 ? "," : "") + (quoted ? '"' + cells[i] + '"' : cells[i]);
+    }
     text += "\n";
   };
   std::vector<std::string> cells;

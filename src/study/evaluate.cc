@@ -176,19 +176,16 @@ class Evaluator {
 }  // namespace
 
 std::vector<std::string> split_documents(const std::string& text) {
-  std::vector<std::string> documents(1);
+  // The newline in front of a separating line belongs to the separator.
+  std::vector<std::string> documents;
   size_t begin = 0;
-  while (begin < text.size()) {
-    const size_t newline = text.find('\n', begin);
-    const size_t end = newline == std::string::npos ? text.size() : newline;
-    if (end - begin == 1 && text[begin] == '\x1e') {
-      documents.emplace_back();
-    } else {
-      documents.back().append(text, begin, (newline == std::string::npos ? end : end + 1) - begin);
-    }
-    begin = end + 1;
+  while (begin <= text.size()) {
+    const bool at_line = text.compare(begin, 2, "\x1e\n") == 0;
+    const size_t found = at_line ? begin : text.find("\n\x1e\n", begin);
+    const size_t end = found == std::string::npos ? text.size() : found;
+    if (end > begin) documents.push_back(text.substr(begin, end - begin));
+    begin = found == std::string::npos ? text.size() + 1 : found + (at_line ? 2 : 3);
   }
-  std::erase_if(documents, [](const std::string& document) { return document.empty(); });
   return documents;
 }
 
