@@ -10,7 +10,7 @@ namespace polar::text::jinja {
 /// While it lives, the thread's rendering is counted against it.
 class Budget {
  public:
-  static constexpr size_t kMaxSteps = 10'000'000;         // nodes evaluated, items visited
+  static constexpr size_t kMaxSteps = 2'000'000;          // nodes evaluated, items visited
   static constexpr size_t kMaxBytes = size_t{512} << 20;  // made in all, output included
 
   Budget();

@@ -13,7 +13,7 @@ namespace {
 
 // Backtracking steps of one match. Published patterns need a few per character; what needs more
 // than this is a pattern built to hang.
-constexpr uint32_t kMatchLimit = 50'000'000;
+constexpr uint32_t kMatchLimit = 2'000'000;
 constexpr size_t kJitStackStart = 32 * 1024, kJitStackMax = 8 * 1024 * 1024;
 constexpr size_t kMaxPattern = 64 * 1024;
 
