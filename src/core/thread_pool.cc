@@ -18,6 +18,7 @@ inline void pause() {
 /// Long enough to bridge the serial parts between two regions of a step, short enough to leave an
 /// idle machine idle.
 constexpr auto kSpin = std::chrono::microseconds(100);
+constexpr int kSpinsBeforeYield = 4000;
 
 }  // namespace
 
@@ -58,7 +59,14 @@ void ThreadPool::run(int64_t items, int64_t grain, Call call, void* context) {
   epoch_.fetch_add(1);
   epoch_.notify_all();
   work(0);
-  while (busy_.load(std::memory_order_acquire) != 0) pause();
+  // Yields after a while: with more threads than free cores a worker may need this one.
+  for (int spins = 0; busy_.load(std::memory_order_acquire) != 0; ++spins) {
+    if (spins < kSpinsBeforeYield) {
+      pause();
+    } else {
+      std::this_thread::yield();
+    }
+  }
 }
 
 void ThreadPool::work(int thread) {
