@@ -1,0 +1,5 @@
+#include "backend/cuda/attention_launch.cuh"
+
+namespace polar::backend::cuda {
+template cudaError_t launch_decode<256>(const DecodeAttention&, cudaStream_t);
+}  // namespace polar::backend::cuda

@@ -1,0 +1,44 @@
+#pragma once
+// Where an element of a KV block stands. A block holds one KV head's K half, then its V half, of
+// kPageTokens tokens each. A half is [token][head_dim], token rows contiguous, but the 16-byte
+// units of a row are permuted by the token, so that a block copied verbatim into shared memory can
+// be read by ldmatrix (8 tokens, one unit each) without bank conflicts. The store kernel writes
+// through the same functions.
+
+#include <cstddef>
+#include <cstdint>
+
+#include "backend/step.h"
+
+namespace polar::backend::cuda {
+
+inline constexpr int kUnitElements = 8;  // elements of two bytes in a 16-byte unit
+
+/// Which permutation of units the row of `token` has: stored unit = unit ^ kv_swizzle. Rows of 128,
+/// 256 and 512 bytes start at bank 0, so the lower three bits of the token spread 8 rows over all
+/// banks; rows of 192 and 160 bytes are offset by 4 and 2 units from one another already.
+__host__ __device__ constexpr int kv_swizzle(int head_dim, int token) {
+  if (head_dim % 64 == 0) return token & 7;
+  if (head_dim % 32 == 0) return (token >> 1) & 3;
+  return head_dim % 16 == 0 ? (token >> 2) & 1 : 0;
+}
+
+/// Byte offset of a 16-byte unit inside a half; unit = dim / kUnitElements.
+__host__ __device__ constexpr int kv_unit_offset(int head_dim, int token, int unit) {
+  return token * head_dim * 2 + ((unit ^ kv_swizzle(head_dim, token)) * 16);
+}
+
+/// Byte offset of one element inside a half.
+__host__ __device__ constexpr int kv_element_offset(int head_dim, int token, int dim) {
+  return kv_unit_offset(head_dim, token, dim / kUnitElements) + dim % kUnitElements * 2;
+}
+
+/// Bytes of a half and of a block, for 16-bit types.
+__host__ __device__ constexpr int kv_half_bytes(int head_dim) {
+  return kPageTokens * head_dim * 2;
+}
+__host__ __device__ constexpr int kv_block_bytes(int head_dim) {
+  return 2 * kv_half_bytes(head_dim);
+}
+
+}  // namespace polar::backend::cuda

@@ -1,0 +1,38 @@
+// Plans without page selection: budgets (and router logits) to ranges and their schedule, in one
+// block: a few microseconds for thousands of units.
+
+#include "backend/cuda/plan.cuh"
+
+namespace polar::backend::cuda {
+namespace {
+
+constexpr int kThreads = 1024;
+
+template <bool kFromBudgets>
+__global__ void __launch_bounds__(kThreads) plan_kernel(const PlanLaunch p) {
+  if constexpr (kFromBudgets) {
+    const int units = p.rows * p.kv_heads;
+    for (int unit = threadIdx.x; unit < units; unit += kThreads) {
+      const int which = unit / p.kv_heads, head = unit % p.kv_heads;
+      const PlanRow row = plan_row(p, which);
+      p.plan[unit] = ranges_of(resolved_kind(p, row, which, head), row, p.window);
+    }
+    __threadfence_block();
+    __syncthreads();
+  }
+  build_schedule<kThreads>(p);
+}
+
+}  // namespace
+
+cudaError_t launch_plan(const PlanLaunch& args, cudaStream_t stream) {
+  plan_kernel<true><<<1, kThreads, 0, stream>>>(args);
+  return cudaGetLastError();
+}
+
+cudaError_t launch_schedule(const PlanLaunch& args, cudaStream_t stream) {
+  plan_kernel<false><<<1, kThreads, 0, stream>>>(args);
+  return cudaGetLastError();
+}
+
+}  // namespace polar::backend::cuda

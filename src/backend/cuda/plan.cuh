@@ -1,0 +1,163 @@
+#pragma once
+// What all plan kernels share: a unit's ranges from its budget, and the schedule of a whole layer.
+
+#include "backend/cuda/attention.h"
+#include "backend/ranges.h"
+
+namespace polar::backend::cuda {
+
+struct PlanRow {
+  int32_t position;
+  int32_t table_begin;
+  const UnitBudget* budgets;  // [kv_heads] of the row's point; null: full
+  PointLimits limits;
+};
+
+__device__ __forceinline__ PlanRow plan_row(const PlanLaunch& p, int row) {
+  PlanRow out{p.position[row], p.sequence[row] * p.table_stride, nullptr, {}};
+  if (p.budgets != nullptr) {
+    const int point = p.point[row];
+    out.budgets = p.budgets + static_cast<int64_t>(point) * p.kv_heads;
+    out.limits = p.limits[point];
+  }
+  return out;
+}
+
+/// Whether a routed unit is among the chosen: fewer than `routed` routed units of its row have a
+/// larger logit (or the same one and a lower head).
+__device__ inline bool routed_chosen(const PlanLaunch& p, const PlanRow& row, int which, int head) {
+  if (p.router == nullptr) return false;
+  const float* logits = p.router + static_cast<int64_t>(which) * p.kv_heads;
+  const float own = logits[head];
+  int better = 0;
+  for (int other = 0; other < p.kv_heads; ++other) {
+    if (other == head || row.budgets[other].kind != ReadKind::kRouted) continue;
+    const float logit = logits[other];
+    better += logit > own || (logit == own && other < head);
+  }
+  return better < row.limits.routed;
+}
+
+/// What a unit reads, once it is known whether a routed one was chosen.
+__device__ inline ReadKind resolved_kind(const PlanLaunch& p, const PlanRow& row, int which,
+                                         int head) {
+  if (row.budgets == nullptr) return ReadKind::kFull;
+  const UnitBudget budget = row.budgets[head];
+  if (budget.kind != ReadKind::kRouted) return budget.kind;
+  return routed_chosen(p, row, which, head) ? ReadKind::kFull : budget.fallback;
+}
+
+/// The ranges of every kind but page selection, which reads all where nothing selects.
+__device__ __forceinline__ PageRanges ranges_of(ReadKind kind, const PlanRow& row, int window) {
+  if (kind == ReadKind::kNone) return {0, 0, 0, 0};
+  if (kind == ReadKind::kWindow)
+    return window_ranges(row.position, window, row.table_begin, row.limits.sink, row.limits.recent);
+  return full_ranges(row.position, window, row.table_begin);
+}
+
+/// Exclusive prefix sums over a block of `Threads` of two counts at once; `all` receives the
+/// totals.
+template <int Threads>
+__device__ __forceinline__ int2 block_scan(int2 value, int2& all) {
+  __shared__ int2 warp_sums[Threads / 32];
+  const int lane = threadIdx.x & 31, warp = threadIdx.x / 32;
+  int2 sum = value;
+#pragma unroll
+  for (int step = 1; step < 32; step *= 2) {
+    const int x = __shfl_up_sync(~0u, sum.x, step), y = __shfl_up_sync(~0u, sum.y, step);
+    if (lane >= step) sum.x += x, sum.y += y;
+  }
+  __syncthreads();
+  if (lane == 31) warp_sums[warp] = sum;
+  __syncthreads();
+  int2 before = {0, 0};
+  all = {0, 0};
+#pragma unroll
+  for (int w = 0; w < Threads / 32; ++w) {
+    const int2 s = warp_sums[w];
+    if (w < warp) before.x += s.x, before.y += s.y;
+    all.x += s.x, all.y += s.y;
+  }
+  return {before.x + sum.x - value.x, before.y + sum.y - value.y};
+}
+
+/// The last of `count` ascending numbers that is not above `value`; the first one is not.
+template <typename At>
+__device__ __forceinline__ int last_not_above(int value, int count, At at) {
+  int low = 0;
+  while (count > 1) {
+    const int half = count / 2;
+    if (at(low + half) <= value)
+      low += half, count -= half;
+    else
+      count = half;
+  }
+  return low;
+}
+
+inline constexpr int kMaxShares = 256;
+inline constexpr int kSharedWorks = 4096;
+
+/// Writes the schedule of the ranges in `plan`; done by one block, which sees what others wrote.
+template <int Threads>
+__device__ inline void build_schedule(const PlanLaunch& p) {
+  __shared__ int bounds[kMaxShares], firsts[kSharedWorks];
+  const Schedule& out = p.schedule;
+  const int units = p.rows * p.kv_heads;
+  const int per_thread = (units + Threads - 1) / Threads;
+  const int begin = min(static_cast<int>(threadIdx.x) * per_thread, units);
+  const int end = min(begin + per_thread, units);
+  int2 mine = {0, 0};
+  int row = -1, row_pages = 0;
+  const auto add_to_row = [&] {
+    if (p.pages_read != nullptr && row_pages > 0) atomicAdd(&p.pages_read[row], row_pages);
+  };
+#pragma unroll 4
+  for (int unit = begin; unit < end; ++unit) {
+    const int4 r = __ldcg(reinterpret_cast<const int4*>(p.plan) + unit);
+    const int pages = r.y + r.w;
+    if (unit / p.kv_heads != row) {
+      add_to_row();
+      row = unit / p.kv_heads;
+      row_pages = 0;
+    }
+    row_pages += pages;
+    mine.x += pages;
+    mine.y += pages > 0;
+  }
+  add_to_row();
+  int2 all;
+  int2 at = block_scan<Threads>(mine, all);
+  if (threadIdx.x == 0) out.header[0] = all.x, out.header[1] = all.y;
+  for (int s = threadIdx.x; s < out.shares; s += Threads)
+    bounds[s] = share_begin(all.x, s, out.shares);
+  __syncthreads();
+  const auto share_of = [&](int page) {
+    return last_not_above(page, out.shares, [&](int s) { return bounds[s]; });
+  };
+  for (int unit = begin; unit < end; ++unit) {
+    const int4 r = __ldcg(reinterpret_cast<const int4*>(p.plan) + unit);
+    const int pages = r.y + r.w;
+    if (pages == 0) continue;
+    const int which = unit / p.kv_heads;
+    auto* to = reinterpret_cast<int4*>(out.work + at.y);
+    to[0] = make_int4(at.x, unit, r.x, r.y);
+    to[1] = make_int4(r.z, r.w, p.position[which], p.sequence[which] * p.table_stride);
+    to[2] = make_int4(share_of(at.x), share_of(at.x + pages - 1), unit % p.kv_heads, 0);
+    if (at.y < kSharedWorks) firsts[at.y] = at.x;
+    at.x += pages;
+    ++at.y;
+  }
+  __syncthreads();
+  const auto first_of = [&](int work) {
+    return work < kSharedWorks ? firsts[work] : out.work[work].first;
+  };
+  for (int i = threadIdx.x; i < out.shares * kShareParts && all.y > 0; i += Threads) {
+    const int share = i / kShareParts;
+    const int share_end = share + 1 < out.shares ? bounds[share + 1] : all.x;
+    out.start[i] =
+        last_not_above(part_begin(bounds[share], share_end, i % kShareParts), all.y, first_of);
+  }
+}
+
+}  // namespace polar::backend::cuda
