@@ -57,7 +57,7 @@ TEST_F(ChatTemplates, PublishedOnesEqualTransformers) {
     ASSERT_EQ(result.ok(), !row[2].is_null()) << (result.ok() ? "" : result.error().message);
     ++compared[name];
     if (!result.ok()) continue;
-    EXPECT_EQ(*Result(result), row[2].get<std::string>());
+    EXPECT_EQ(*result, row[2].get<std::string>());
     ++rendered[name];
   }
   EXPECT_GE(compared.size(), 11u);
@@ -76,7 +76,7 @@ TEST_F(ChatTemplates, RandomTemplatesEqualJinja2) {
     ASSERT_EQ(result.ok(), !row[1].is_null())
         << row[0] << (result.ok() ? "" : "\n" + result.error().message);
     if (result.ok()) {
-      EXPECT_EQ(*Result(result), row[1].get<std::string>()) << row[0];
+      EXPECT_EQ(*result, row[1].get<std::string>()) << row[0];
     }
   }
 }

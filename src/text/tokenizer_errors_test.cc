@@ -131,9 +131,8 @@ TEST(TokenizerErrors, MutatedFilesAreRefusedOrWork) {
         continue;
       }
       ++used;
-      const auto ids =
-          Result(tokenizer)->encode("Hello <s> w\xC3\xB6rld\xFF 12 \xE6\x9D\xB1", true);
-      EXPECT_TRUE(is_valid_utf8(Result(tokenizer)->decode(ids, false)));
+      const auto ids = tokenizer->encode("Hello <s> w\xC3\xB6rld\xFF 12 \xE6\x9D\xB1", true);
+      EXPECT_TRUE(is_valid_utf8(tokenizer->decode(ids, false)));
     }
   }
   EXPECT_GT(refused, 20);
@@ -191,17 +190,17 @@ TEST(Tokenizer, InvalidUtf8ReadsAsReplacementCharacters) {
   const auto tokenizer = Tokenizer::from_json(load("gpt2"), "tokenizer.json");
   ASSERT_TRUE(tokenizer.ok());
   // One for each maximal piece that no character begins with.
-  const auto ids = Result(tokenizer)->encode(
+  const auto ids = tokenizer->encode(
       "a\xFF\xE6\x9D"
       "b\xF0\x9F\x98",
       false);
-  EXPECT_EQ(ids, Result(tokenizer)->encode("a\uFFFD\uFFFDb\uFFFD", false));
+  EXPECT_EQ(ids, tokenizer->encode("a\uFFFD\uFFFDb\uFFFD", false));
 }
 
 TEST(Detokenizer, HoldsBackHalfACharacter) {
   const auto tokenizer = Tokenizer::from_json(load("gpt2"), "tokenizer.json");
   ASSERT_TRUE(tokenizer.ok());
-  const Tokenizer& gpt2 = Result(tokenizer).value();
+  const Tokenizer& gpt2 = *tokenizer;
   Detokenizer detokenizer(gpt2, false);
   std::string streamed;
   size_t empty = 0;
@@ -225,7 +224,7 @@ TEST(Tokenizer, LongRunsCostLittleMore) {
   for (const char* style : {"gpt2", "llama2", "mistral"}) {
     const auto loaded = Tokenizer::from_json(load(style), "tokenizer.json");
     ASSERT_TRUE(loaded.ok());
-    const Tokenizer& tokenizer = Result(loaded).value();
+    const Tokenizer& tokenizer = *loaded;
     for (const std::string part : {"a", "ab", "the", " "}) {
       const auto seconds = [&](size_t bytes) {
         std::string text;
