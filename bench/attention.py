@@ -61,12 +61,12 @@ def main():
             rows.append(row)
             print("%-6s B=%-3d %2dx%-2d S=%-5d %-14s %9.1f us  %.2f TB/s  peer %9.1f us (%.2f TB/s)  %.3fx  bar %s" % (
                 label, shape[0], shape[1], shape[2], shape[4], name, us, row["tb_per_s"], peer_us or 0,
-                (row["dense_bytes"] or 0) / (peer_us or 1) / 1e6, row["speedup"] or 0, row["bar"]), flush=True)
+                (row["dense_bytes"] or 0) / peer_us / 1e6 if peer_us else 0, row["speedup"] or 0, row["bar"]), flush=True)
 
     if "copy" in stages:
         for shape in [(64, 32, 1, 128, 2048), (64, 8, 4, 128, 4096), (16, 8, 4, 128, 4096), (1, 8, 4, 128, 4096)]:
-            compare("copy", shape, {"product": ("dense", 1, 0), "copy": ("dense", 1, 1), "8 warps": ("dense", 1, 2),
-                                    "8 warps copy": ("dense", 1, 3)}, with_peer=False)
+            compare("copy", shape, {"product": ("dense", 1, 0), "copy only": ("dense", 1, 1), "not early": ("dense", 1, 2),
+                                    "contiguous": ("contiguous", 1, 0)}, with_peer=False)
     if "dense" in stages:
         for shape in DENSE:
             bar = 0.97 if shape[0] > 1 else 0.9 if shape[4] > 4096 else 0.95

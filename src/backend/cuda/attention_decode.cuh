@@ -9,6 +9,7 @@
 // merged through global memory by the block that arrives last, in block order.
 
 #include "backend/cuda/attention_unit.cuh"
+#include "backend/cuda/launch.cuh"
 
 namespace polar::backend::cuda {
 
@@ -201,8 +202,8 @@ __global__ void __launch_bounds__(decode_warps(D) * 32, 1)
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
   if (lane < 2) entries[warp * 2 + lane].work = -1;
   if (threadIdx.x < 2) flags[threadIdx.x] = -1;
-  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-  asm volatile("griddepcontrol.wait;" ::: "memory");  // for launches that begin early
+  let_next_begin();
+  wait_for_previous();
 
   const Schedule& schedule = a.schedule;
   const int shares = gridDim.x;

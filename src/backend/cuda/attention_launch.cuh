@@ -3,6 +3,7 @@
 // source file of its own, so that they compile side by side.
 
 #include "backend/cuda/attention_decode.cuh"
+#include "backend/cuda/launch.cuh"
 
 namespace polar::backend::cuda {
 
@@ -28,17 +29,10 @@ cudaError_t launch_decode_instance(const DecodeAttention& args, cudaStream_t str
   const cudaError_t error =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   if (error != cudaSuccess) return error;
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(args.schedule.shares);
-  config.blockDim = dim3(decode_warps(D) * 32);
-  config.dynamicSmemBytes = bytes;
-  config.stream = stream;
-  cudaLaunchAttribute attribute;
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
-  config.attrs = &attribute;
-  config.numAttrs = early ? 1 : 0;
-  return cudaLaunchKernelEx(&config, kernel, params);
+  if (early)
+    return launch_early(kernel, args.schedule.shares, decode_warps(D) * 32, bytes, stream, params);
+  kernel<<<args.schedule.shares, decode_warps(D) * 32, bytes, stream>>>(params);
+  return cudaGetLastError();
 }
 
 /// All instances of one head_dim.

@@ -6,6 +6,7 @@
 #include <type_traits>
 
 #include "backend/cuda/kv_layout.cuh"
+#include "backend/cuda/launch.cuh"
 #include "backend/cuda/mma.cuh"
 #include "backend/cuda/plan.cuh"
 
@@ -99,6 +100,8 @@ __host__ __device__ inline int score_stride(int table_stride) {
 template <int D, int NT>
 __global__ void __launch_bounds__(kScoreWarps * 32)
     page_score_kernel(const PageSelection s, float scale_log2) {
+  let_next_begin();
+  wait_for_previous();
   const int unit = blockIdx.x, lane = threadIdx.x & 31;
   const int which = unit / s.plan.kv_heads, head = unit % s.plan.kv_heads;
   const int begin = (blockIdx.y * kScoreWarps + threadIdx.x / 32) * kPagesPerWarp;
@@ -297,6 +300,8 @@ __device__ void select_pages(const PageSelection& s, int unit, const PlanRow& ro
 template <int Threads, int Items>
 __global__ void __launch_bounds__(256) page_select_kernel(const PageSelection s) {
   constexpr int kBlock = 256;
+  let_next_begin();
+  wait_for_previous();
   const int units = s.plan.rows * s.plan.kv_heads;
   const int unit = blockIdx.x * (kBlock / Threads) + threadIdx.x / Threads;
   if (unit < units) {
@@ -338,19 +343,17 @@ __global__ void __launch_bounds__(256) page_select_kernel(const PageSelection s)
 }
 
 template <int D>
-void launch_scores(const PageSelection& s, dim3 grid, cudaStream_t stream) {
+cudaError_t launch_scores(const PageSelection& s, dim3 grid, cudaStream_t stream) {
   const float scale = s.scale * 1.4426950408889634f;
-  if (s.group > 8) {
-    page_score_kernel<D, 2><<<grid, kScoreWarps * 32, 0, stream>>>(s, scale);
-  } else {
-    page_score_kernel<D, 1><<<grid, kScoreWarps * 32, 0, stream>>>(s, scale);
-  }
+  const auto kernel = s.group > 8 ? page_score_kernel<D, 2> : page_score_kernel<D, 1>;
+  return launch_early(kernel, grid, kScoreWarps * 32, 0, stream, s, scale);
 }
 
 template <int Threads, int Items>
-void launch_select(const PageSelection& s, int units, cudaStream_t stream) {
-  page_select_kernel<Threads, Items>
-      <<<(units + 256 / Threads - 1) / (256 / Threads), 256, 0, stream>>>(s);
+cudaError_t launch_select(const PageSelection& s, int units, cudaStream_t stream) {
+  constexpr int kPerBlock = 256 / Threads;
+  return launch_early(page_select_kernel<Threads, Items>, (units + kPerBlock - 1) / kPerBlock, 256,
+                      0, stream, s);
 }
 
 }  // namespace
@@ -373,37 +376,32 @@ cudaError_t launch_page_selection(const PageSelection& args, cudaStream_t stream
   if (stride > kMaxPages) return cudaErrorInvalidValue;
   constexpr int kPerBlock = kScoreWarps * kPagesPerWarp;
   const dim3 grid(units, (stride + kPerBlock - 1) / kPerBlock);
+  cudaError_t error = cudaErrorInvalidValue;
   switch (args.means.head_dim) {
     case 64:
-      launch_scores<64>(args, grid, stream);
+      error = launch_scores<64>(args, grid, stream);
       break;
     case 80:
-      launch_scores<80>(args, grid, stream);
+      error = launch_scores<80>(args, grid, stream);
       break;
     case 96:
-      launch_scores<96>(args, grid, stream);
+      error = launch_scores<96>(args, grid, stream);
       break;
     case 128:
-      launch_scores<128>(args, grid, stream);
+      error = launch_scores<128>(args, grid, stream);
       break;
     case 256:
-      launch_scores<256>(args, grid, stream);
+      error = launch_scores<256>(args, grid, stream);
       break;
     default:
-      return cudaErrorInvalidValue;
+      break;
   }
-  if (stride <= 256) {
-    launch_select<32, 8>(args, units, stream);
-  } else if (stride <= 512) {
-    launch_select<32, 16>(args, units, stream);
-  } else if (stride <= 1024) {
-    launch_select<32, 32>(args, units, stream);
-  } else if (stride <= 2048) {
-    launch_select<256, 8>(args, units, stream);
-  } else {
-    launch_select<256, 32>(args, units, stream);
-  }
-  return cudaGetLastError();
+  if (error != cudaSuccess) return error;
+  if (stride <= 256) return launch_select<32, 8>(args, units, stream);
+  if (stride <= 512) return launch_select<32, 16>(args, units, stream);
+  if (stride <= 1024) return launch_select<32, 32>(args, units, stream);
+  if (stride <= 2048) return launch_select<256, 8>(args, units, stream);
+  return launch_select<256, 32>(args, units, stream);
 }
 
 }  // namespace polar::backend::cuda

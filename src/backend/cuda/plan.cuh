@@ -132,18 +132,23 @@ __device__ inline void build_schedule(const PlanLaunch& p) {
   for (int s = threadIdx.x; s < out.shares; s += Threads)
     bounds[s] = share_begin(all.x, s, out.shares);
   __syncthreads();
-  const auto share_of = [&](int page) {
-    return last_not_above(page, out.shares, [&](int s) { return bounds[s]; });
+  int share = 0;  // in which the thread's pages begin; they lie in this and the next few
+  if (mine.x > 0) share = last_not_above(at.x, out.shares, [&](int s) { return bounds[s]; });
+  const auto advance_to = [&](int page) {
+    while (share + 1 < out.shares && bounds[share + 1] <= page) ++share;
+    return share;
   };
-  for (int unit = begin; unit < end; ++unit) {
+  int which = begin / p.kv_heads, head = begin % p.kv_heads;
+  for (int unit = begin; unit < end; ++unit, ++head) {
+    if (head == p.kv_heads) head = 0, ++which;
     const int4 r = __ldcg(reinterpret_cast<const int4*>(p.plan) + unit);
     const int pages = r.y + r.w;
     if (pages == 0) continue;
-    const int which = unit / p.kv_heads;
     auto* to = reinterpret_cast<int4*>(out.work + at.y);
     to[0] = make_int4(at.x, unit, r.x, r.y);
     to[1] = make_int4(r.z, r.w, p.position[which], p.sequence[which] * p.table_stride);
-    to[2] = make_int4(share_of(at.x), share_of(at.x + pages - 1), unit % p.kv_heads, 0);
+    const int first_share = advance_to(at.x);
+    to[2] = make_int4(first_share, advance_to(at.x + pages - 1), head, 0);
     if (at.y < kSharedWorks) firsts[at.y] = at.x;
     at.x += pages;
     ++at.y;
