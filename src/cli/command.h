@@ -49,5 +49,6 @@ void add_tokenize(CLI::App& app, Run& run);
 void add_eval(CLI::App& app, Run& run);
 void add_bench(CLI::App& app, Run& run);
 void add_demo(CLI::App& app, Run& run);
+void add_calibrate(CLI::App& app, Run& run);
 
 }  // namespace polar::cli

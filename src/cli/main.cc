@@ -19,6 +19,7 @@ int main(int argc, char** argv) {
   Run run;
   add_bench(app, run);
   add_eval(app, run);
+  add_calibrate(app, run);
   add_inspect(app, run);
   add_version(app, run);
 

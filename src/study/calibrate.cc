@@ -100,15 +100,10 @@ class Calibrator {
   /// an operating point.
   Status choose(double max_loss) {
     std::vector<Family> families;
-    if (options_.policy != "pages") {
-      for (const int recent : {4, 8, 16, 32}) {
-        if (recent * backend::kPageTokens * 2 <= options_.context)
-          families.push_back(static_family(ranked_, recent));
+    for (const int recent : {4, 8, 16, 32}) {
+      if (recent * backend::kPageTokens * 2 <= options_.context) {
+        families.push_back(static_family(ranked_, recent));
       }
-    }
-    if (options_.policy != "static") {
-      families.push_back(equal_pages_family(static_cast<int>(ranked_.size())));
-      families.push_back(unequal_pages_family(ranked_));
     }
     const Trial* best = nullptr;
     std::vector<Trial> found;

@@ -15,7 +15,6 @@ namespace polar::study {
 
 struct CalibrateOptions {
   std::vector<double> max_losses = {0.01};  // perplexity ratio - 1, one operating point each
-  std::string policy = "auto";              // auto, static or pages: the families that are tried
   int context = 2048;
   int prompt = -1;             // tokens of each window that are prefilled dense; -1: context / 4
   int importance_windows = 2;  // windows on which units are left out, one by one

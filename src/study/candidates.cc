@@ -31,17 +31,6 @@ OperatingPoint point_of(std::string name, int recent, std::vector<UnitBudget> bu
   return point;
 }
 
-UnitBudget pages(double share) {
-  UnitBudget budget;
-  budget.kind = ReadKind::kPages;
-  budget.pages_per_mille = static_cast<uint16_t>(std::clamp(std::lround(share * 1000), 1l, 1000l));
-  return budget;
-}
-
-/// Recent pages that a unit with page selection always reads: the newest hold most of the mass and
-/// are not full yet when scored.
-constexpr int kPagesRecent = 4;
-
 }  // namespace
 
 std::vector<int> rank_units(const std::vector<double>& text_loss,
@@ -69,33 +58,6 @@ Family static_family(const std::vector<int>& ranked, int recent_pages) {
     for (int i = full; i < units; ++i) budgets[ranked[i]].kind = ReadKind::kWindow;
     family.points.push_back(point_of(family.name + ", " + std::to_string(full) + " units full",
                                      recent_pages, std::move(budgets)));
-  }
-  return family;
-}
-
-Family equal_pages_family(int units) {
-  Family family{"equal pages", {}};
-  for (const double share :
-       {0.06, 0.09, 0.125, 0.16, 0.2, 0.25, 0.3, 0.375, 0.45, 0.55, 0.7, 0.85}) {
-    const UnitBudget budget = pages(share);
-    family.points.push_back(
-        point_of(family.name + " " + std::to_string(budget.pages_per_mille) + " per mille",
-                 kPagesRecent, std::vector<UnitBudget>(units, budget)));
-  }
-  return family;
-}
-
-Family unequal_pages_family(const std::vector<int>& ranked) {
-  Family family{"unequal pages", {}};
-  for (const double share : {0.06, 0.09, 0.125, 0.16, 0.2, 0.25, 0.3, 0.375, 0.45, 0.55}) {
-    std::vector<UnitBudget> budgets(ranked.size());
-    for (size_t i = 0; i < ranked.size(); ++i) {
-      budgets[ranked[i]] = pages(i < ranked.size() / 2 ? std::min(1.0, 1.5 * share) : 0.5 * share);
-    }
-    const UnitBudget named = pages(share);
-    family.points.push_back(
-        point_of(family.name + " " + std::to_string(named.pages_per_mille) + " per mille",
-                 kPagesRecent, std::move(budgets)));
   }
   return family;
 }

@@ -26,11 +26,4 @@ struct Family {
 /// per window size (in pages).
 Family static_family(const std::vector<int>& ranked, int recent_pages);
 
-/// pages: every unit reads its best pages, the same share of them all.
-Family equal_pages_family(int units);
-
-/// unequal pages: the upper half of the units by rank reads three times the share of the lower
-/// half.
-Family unequal_pages_family(const std::vector<int>& ranked);
-
 }  // namespace polar::study

@@ -1,0 +1,129 @@
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <filesystem>
+
+#include "cli/open_device.h"
+#include "cli/read_file.h"
+#include "cli/table.h"
+#include "engine/load_tokenizer.h"
+#include "study/calibrate.h"
+
+namespace polar::cli {
+
+namespace {
+
+struct CalibrateFlags {
+  ModelFlags model;
+  std::string text;
+  std::string max_loss = "1%";
+  std::string out;
+  study::CalibrateOptions options;
+  Format format = Format::kMarkdown;
+};
+
+/// "1%,3%" or "0.01,0.03" as shares.
+Result<std::vector<double>> parse_losses(const std::string& text) {
+  std::vector<double> losses;
+  for (size_t begin = 0; begin <= text.size();) {
+    const size_t comma = std::min(text.find(',', begin), text.size());
+    const std::string part = text.substr(begin, comma - begin);
+    char* end = nullptr;
+    const double value = std::strtod(part.c_str(), &end);
+    const bool percent = *end == '%';
+    const double loss = percent ? value / 100 : value;
+    if (end == part.c_str() || *(end + (percent ? 1 : 0)) != '\0' || !(loss > 0 && loss < 1)) {
+      return bad_input("command line", "--max-loss", "'" + part + "'",
+                       "shares such as 1% or 0.03, more than 0");
+    }
+    losses.push_back(loss);
+    begin = comma + 1;
+  }
+  return losses;
+}
+
+Result<int> calibrate(CalibrateFlags& flags) {
+  POLAR_ASSIGN(flags.options.max_losses, parse_losses(flags.max_loss));
+  POLAR_ASSIGN(const std::string text, read_file(flags.text));
+  POLAR_ASSIGN(const auto file, model::ModelFile::open(flags.model.model));
+  if (flags.options.context > file.config().max_positions) {
+    return bad_input(
+        "command line", "--context", std::to_string(flags.options.context),
+        fmt::format("at most {}, the model's longest context", file.config().max_positions));
+  }
+  POLAR_ASSIGN(const text::Tokenizer tokenizer, engine::load_tokenizer(file));
+  POLAR_ASSIGN(auto device, open_device(flags.model));
+  POLAR_ASSIGN(const model::Weights weights, model::load_weights(*device, file));
+  flags.options.kv_dtype = kv_dtype(flags.model, *device);
+  flags.options.text_name = std::filesystem::path(flags.text).filename().string();
+  if (isatty(STDERR_FILENO)) {
+    flags.options.progress = [](const std::string& stage, int done, int of) {
+      fmt::print(stderr, "\r\033[K{}: {} of {}", stage, done, of);
+    };
+  }
+  const auto encode = [&](const std::string& document, bool special) {
+    return tokenizer.encode(document, special);
+  };
+  POLAR_ASSIGN(
+      const study::Calibration calibration,
+      study::calibrate(*device, weights, file.fingerprint(), study::split_documents(text), encode,
+                       tokenizer.leading_token().value_or(-1), flags.out, flags.options));
+  if (flags.options.progress) fmt::print(stderr, "\r\033[K");
+  Rows rows;
+  for (const auto& point : calibration.profile.points) {
+    rows.push_back({{"point", point.name},
+                    {"max_loss", point.quality.max_loss},
+                    {"measured_loss",
+                     point.quality.perplexity_ratio > 0 ? point.quality.perplexity_ratio - 1 : 0.0},
+                    {"effective_density", point.quality.effective_density}});
+  }
+  fmt::print("{}", print_rows(rows, flags.format));
+  fmt::print(stderr, "wrote {}/profile.json\n", flags.out);
+  return kOk;
+}
+
+}  // namespace
+
+void add_calibrate(CLI::App& app, Run& run) {
+  auto* command = app.add_subcommand(
+      "calibrate", "Find what may be skipped within a stated loss; write a profile");
+  auto flags = std::make_shared<CalibrateFlags>();
+  study::CalibrateOptions& options = flags->options;
+  add_model_flags(*command, flags->model);
+  command
+      ->add_option("--text", flags->text,
+                   "Documents, separated by lines that hold only the byte 0x1E")
+      ->required();
+  command
+      ->add_option("--max-loss", flags->max_loss,
+                   "Loss of perplexity to stay inside, e.g. 1% or 1%,3%")
+      ->capture_default_str();
+  command
+      ->add_option("--out", flags->out,
+                   "Folder of the profile; a run that was stopped goes on there")
+      ->required();
+  command->add_option("--context", options.context, "Tokens per window")
+      ->check(CLI::Range(64, 1 << 24))
+      ->capture_default_str();
+  command
+      ->add_option("--prompt", options.prompt,
+                   "Tokens of a window that are prefilled dense (default: a quarter)")
+      ->check(CLI::Range(0, 1 << 24));
+  command
+      ->add_option("--importance-windows", options.importance_windows,
+                   "Windows on which units are left out one by one")
+      ->check(CLI::Range(1, 1 << 16))
+      ->capture_default_str();
+  command->add_option("--held-out-windows", options.held_out_windows, "Windows that decide")
+      ->check(CLI::Range(1, 1 << 16))
+      ->capture_default_str();
+  command->add_option("--needles", options.needles, "Retrieval prompts; half of them decide")
+      ->check(CLI::Range(0, 1 << 16))
+      ->capture_default_str();
+  command->add_option("--seed", options.seed, "Seed of the retrieval prompts")
+      ->capture_default_str();
+  add_format_flag(*command, flags->format);
+  command->callback([flags, &run] { run = [flags] { return calibrate(*flags); }; });
+}
+
+}  // namespace polar::cli
