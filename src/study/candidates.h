@@ -15,8 +15,7 @@ namespace polar::study {
 std::vector<int> rank_units(const std::vector<double>& text_loss,
                             const std::vector<double>& retrieval_loss);
 
-/// One family of assignments: `make(knob)` for knobs from 0 (fewest bytes) to `knobs` - 1 (most),
-/// in order of bytes.
+/// One family of assignments, from the fewest bytes to the most.
 struct Family {
   std::string name;  // "static, window 8"
   std::vector<sparsity::OperatingPoint> points;
