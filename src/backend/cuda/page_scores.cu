@@ -15,6 +15,7 @@ namespace {
 
 constexpr int kScoreWarps = 4;
 constexpr int kPagesPerWarp = 32;
+constexpr int kSelectThreads = 512;  // of a block whose warps select for a unit each
 
 /// A unit's candidates for selection, and how many of them it may read.
 struct Candidates {
@@ -298,8 +299,9 @@ __device__ void select_pages(const PageSelection& s, int unit, const PlanRow& ro
 
 /// Ranges of all units, lists of the selecting ones; the last block writes the schedule.
 template <int Threads, int Items>
-__global__ void __launch_bounds__(256) page_select_kernel(const PageSelection s) {
-  constexpr int kBlock = 256;
+__global__ void __launch_bounds__(Threads > 32 ? Threads : kSelectThreads)
+    page_select_kernel(const PageSelection s) {
+  constexpr int kBlock = Threads > 32 ? Threads : kSelectThreads;
   let_next_begin();
   wait_for_previous();
   const int units = s.plan.rows * s.plan.kv_heads;
@@ -351,9 +353,10 @@ cudaError_t launch_scores(const PageSelection& s, dim3 grid, cudaStream_t stream
 
 template <int Threads, int Items>
 cudaError_t launch_select(const PageSelection& s, int units, cudaStream_t stream) {
-  constexpr int kPerBlock = 256 / Threads;
-  return launch_early(page_select_kernel<Threads, Items>, (units + kPerBlock - 1) / kPerBlock, 256,
-                      0, stream, s);
+  constexpr int kBlock = Threads > 32 ? Threads : kSelectThreads;
+  constexpr int kPerBlock = kBlock / Threads;
+  return launch_early(page_select_kernel<Threads, Items>, (units + kPerBlock - 1) / kPerBlock,
+                      kBlock, 0, stream, s);
 }
 
 }  // namespace
