@@ -146,9 +146,9 @@ class Evaluator {
     pool_.parallel_for(rows, 1, [&](int64_t from, int64_t to, int) {
       for (int64_t i = from; i < to; ++i) {
         const size_t offset = static_cast<size_t>(i) * config_.vocabulary;
-        scores[i] =
-            compare(dense.data() + offset, sparse.empty() ? nullptr : sparse.data() + offset,
-                    config_.vocabulary, window[first_row + i + 1]);
+        scores[i] = compare(dense.empty() ? nullptr : dense.data() + offset,
+                            sparse.empty() ? nullptr : sparse.data() + offset, config_.vocabulary,
+                            window[first_row + i + 1]);
       }
     });
     for (const RowScore& score : scores) {
