@@ -7,4 +7,4 @@ scripts/setup.sh demo
 cmake --preset release --log-level=WARNING
 cmake --build build --target polar -j "$(nproc)"
 model="${POLAR_MODEL:-$(scripts/fetch-demo-model.sh)}"
-exec build/polar demo "$model" "$@"
+exec build/polar demo "$model" --text examples/alice.txt "$@"

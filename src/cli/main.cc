@@ -17,10 +17,13 @@ int main(int argc, char** argv) {
   app.get_formatter()->column_width(34);
 
   Run run;
+  add_generate(app, run);
+  add_demo(app, run);
   add_bench(app, run);
   add_eval(app, run);
   add_calibrate(app, run);
   add_inspect(app, run);
+  add_tokenize(app, run);
   add_version(app, run);
 
   try {

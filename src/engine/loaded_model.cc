@@ -1,0 +1,53 @@
+#include "engine/loaded_model.h"
+
+#include <fmt/format.h>
+
+#include "engine/generation_defaults.h"
+#include "engine/load_tokenizer.h"
+
+namespace polar::engine {
+
+Result<std::unique_ptr<LoadedModel>> load_model(const std::string& path,
+                                                const std::string& profile_directory,
+                                                std::unique_ptr<backend::Device> device) {
+  POLAR_ASSIGN(auto opened, model::ModelFile::open(path));
+  auto file = std::make_unique<model::ModelFile>(std::move(opened));
+  POLAR_ASSIGN(text::Tokenizer tokenizer, load_tokenizer(*file));
+  POLAR_ASSIGN(const SamplingParams defaults, generation_defaults(*file));
+  POLAR_ASSIGN(std::optional<ChatFormat> chat, ChatFormat::load(*file, tokenizer));
+  std::optional<sparsity::Profile> profile;
+  if (!profile_directory.empty()) {
+    POLAR_ASSIGN(profile, sparsity::read_profile(profile_directory));
+    POLAR_RETURN_IF_ERROR(sparsity::check_profile(*profile, profile_directory,
+                                                  file->config().layers, file->config().kv_heads,
+                                                  file->fingerprint()));
+  }
+  POLAR_ASSIGN(auto weights, model::load_weights(*device, *file));
+  return std::unique_ptr<LoadedModel>(new LoadedModel{
+      std::move(device), std::move(file), std::make_unique<model::Weights>(std::move(weights)),
+      std::move(tokenizer), std::move(chat), defaults, std::move(profile)});
+}
+
+Result<int> LoadedModel::point(const std::string& name) const {
+  if (!profile) {
+    if (name.empty() || name == "dense") return 0;
+    return bad_input("command line", "--point", "'" + name + "' without a profile", "--profile");
+  }
+  if (name.empty()) return profile->points.size() > 1 ? 1 : 0;
+  if (const int index = profile->find(name); index >= 0) return index;
+  std::string names;
+  for (const auto& point : profile->points) names += (names.empty() ? "" : ", ") + point.name;
+  return bad_input("command line", "--point", "'" + name + "'", "one of " + names);
+}
+
+Result<std::unique_ptr<Engine>> LoadedModel::make_engine(const EngineOptions& options) const {
+  return Engine::create(*device, *weights, profile ? &*profile : nullptr, options);
+}
+
+std::vector<int32_t> LoadedModel::encode_prompt(std::string_view text) const {
+  std::vector<int32_t> tokens = tokenizer.encode(text, true);
+  if (tokens.empty() && weights->config.bos_token >= 0) tokens.push_back(weights->config.bos_token);
+  return tokens;
+}
+
+}  // namespace polar::engine
