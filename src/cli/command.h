@@ -41,6 +41,7 @@ enum class Format { kMarkdown, kJson, kCsv };
 /// --format; without it a terminal gets Markdown, and a pipe or file JSON.
 void add_format_flag(CLI::App& command, Format& format);
 
+void add_serve(CLI::App& app, Run& run);
 void add_version(CLI::App& app, Run& run);
 void add_inspect(CLI::App& app, Run& run);
 void add_generate(CLI::App& app, Run& run);

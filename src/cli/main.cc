@@ -17,6 +17,7 @@ int main(int argc, char** argv) {
   app.get_formatter()->column_width(34);
 
   Run run;
+  add_serve(app, run);
   add_generate(app, run);
   add_demo(app, run);
   add_bench(app, run);
