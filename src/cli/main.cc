@@ -17,7 +17,9 @@ int main(int argc, char** argv) {
   app.get_formatter()->column_width(34);
 
   Run run;
+#ifdef POLAR_SERVE  // built where Boost.Beast was found
   add_serve(app, run);
+#endif
   add_generate(app, run);
   add_demo(app, run);
   add_bench(app, run);
