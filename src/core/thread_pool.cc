@@ -20,6 +20,16 @@ inline void pause() {
 constexpr auto kSpin = std::chrono::microseconds(100);
 constexpr int kSpinsBeforeYield = 4000;
 
+// Bits of ThreadPool::state_.
+constexpr uint32_t kInside = (1u << 11) - 1;  // workers inside the region
+constexpr uint32_t kOpen = 1u << 11;
+constexpr uint32_t kRegion = 1u << 12;  // one region further
+constexpr int kMostThreads = 1024;
+
+constexpr uint32_t region_of(uint32_t state) {
+  return state / kRegion;
+}
+
 }  // namespace
 
 int available_cores() {
@@ -31,6 +41,7 @@ int available_cores() {
 
 ThreadPool::ThreadPool(int threads) {
   if (threads <= 0) threads = available_cores();
+  threads = std::min(threads, kMostThreads);
   for (int thread = 1; thread < threads; ++thread) {
     workers_.emplace_back([this, thread] { worker_loop(thread); });
   }
@@ -38,8 +49,8 @@ ThreadPool::ThreadPool(int threads) {
 
 ThreadPool::~ThreadPool() {
   stop_.store(true);
-  epoch_.fetch_add(1);
-  epoch_.notify_all();
+  state_.fetch_add(kRegion);
+  state_.notify_all();
   for (std::thread& worker : workers_) worker.join();
 }
 
@@ -55,12 +66,14 @@ void ThreadPool::run(int64_t items, int64_t grain, Call call, void* context) {
   items_ = items;
   grain_ = grain;
   next_.store(0, std::memory_order_relaxed);
-  busy_.store(static_cast<int>(workers_.size()), std::memory_order_relaxed);
-  epoch_.fetch_add(1);
-  epoch_.notify_all();
+  // Nobody is inside, so nobody else writes the state.
+  const uint32_t region = region_of(state_.load(std::memory_order_relaxed)) + 1;
+  state_.store(region * kRegion | kOpen, std::memory_order_release);
+  state_.notify_all();
   work(0);
+  state_.fetch_and(~kOpen);
   // Yields after a while: with more threads than free cores a worker may need this one.
-  for (int spins = 0; busy_.load(std::memory_order_acquire) != 0; ++spins) {
+  for (int spins = 0; (state_.load(std::memory_order_acquire) & kInside) != 0; ++spins) {
     if (spins < kSpinsBeforeYield) {
       pause();
     } else {
@@ -78,17 +91,20 @@ void ThreadPool::work(int thread) {
 }
 
 void ThreadPool::worker_loop(int thread) {
-  uint32_t seen = 0;
-  for (;;) {
-    const auto until = std::chrono::steady_clock::now() + kSpin;
-    while (epoch_.load(std::memory_order_acquire) == seen) {
-      for (int i = 0; i < 64 && epoch_.load(std::memory_order_relaxed) == seen; ++i) pause();
-      if (std::chrono::steady_clock::now() > until) epoch_.wait(seen);
+  uint32_t done = 0;  // the last region that this worker was in
+  auto until = std::chrono::steady_clock::now() + kSpin;
+  while (!stop_.load(std::memory_order_acquire)) {
+    uint32_t state = state_.load(std::memory_order_relaxed);
+    if ((state & kOpen) != 0 && region_of(state) != done) {
+      if (!state_.compare_exchange_weak(state, state + 1, std::memory_order_acquire)) continue;
+      work(thread);
+      state_.fetch_sub(1, std::memory_order_release);
+      done = region_of(state);
+      until = std::chrono::steady_clock::now() + kSpin;
+      continue;
     }
-    ++seen;
-    if (stop_.load()) return;
-    work(thread);
-    busy_.fetch_sub(1, std::memory_order_release);
+    for (int i = 0; i < 64 && state_.load(std::memory_order_relaxed) == state; ++i) pause();
+    if (std::chrono::steady_clock::now() > until) state_.wait(state);
   }
 }
 

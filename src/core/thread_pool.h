@@ -48,8 +48,9 @@ class ThreadPool {
   int64_t items_ = 0;
   int64_t grain_ = 1;
   alignas(64) std::atomic<int64_t> next_{0};
-  alignas(64) std::atomic<uint32_t> epoch_{0};  // a new region; workers wait on it
-  alignas(64) std::atomic<int> busy_{0};        // workers that have not finished the region
+  // The region's number, whether it may still be joined, and how many workers are in it. A worker
+  // that the system did not run in time never joins and is not waited for.
+  alignas(64) std::atomic<uint32_t> state_{0};
   std::atomic<bool> stop_{false};
 };
 
