@@ -4,6 +4,7 @@
 #include <nlohmann/json.hpp>
 #include <sstream>
 
+#include "io/in_quotes.h"
 #include "model/config_reader.h"
 
 namespace polar::model {
@@ -12,6 +13,15 @@ using nlohmann::json;
 
 namespace {
 
+/// A value as a sentence may show it. Containers are not printed: a file may nest them deeper than
+/// the stack allows.
+std::string describe(const json& value) {
+  if (value.is_array()) return "a list of " + std::to_string(value.size());
+  if (value.is_object()) return "an object of " + std::to_string(value.size());
+  if (value.is_string()) return io::in_quotes(value.get_ref<const std::string&>(), 60);
+  return value.dump();
+}
+
 /// Typed access to one JSON object; null counts as absent, as in transformers.
 class Fields {
  public:
@@ -19,15 +29,12 @@ class Fields {
       : object_(object), where_(std::move(where)), prefix_(std::move(prefix)) {}
 
   bool has(const char* key) const { return object_.contains(key) && !object_[key].is_null(); }
+  bool says_null(const char* key) const { return object_.contains(key) && object_[key].is_null(); }
   const json& at(const char* key) const { return object_[key]; }
 
   Error wrong(const char* key, const char* expected) const {
-    std::string found = "nothing";
-    if (object_.contains(key)) {
-      found = object_[key].dump(-1, ' ', false, json::error_handler_t::replace);
-      if (found.size() > 60) found = found.substr(0, 60) + "...";
-    }
-    return bad_input(where_, prefix_ + key, found, expected);
+    return bad_input(where_, prefix_ + key,
+                     object_.contains(key) ? describe(object_[key]) : "nothing", expected);
   }
 
   Result<int> whole(const char* key) const {
@@ -79,6 +86,9 @@ Status read_rope(const Fields& fields, ModelConfig& config) {
   RopeConfig& rope = config.rope;
   rope.dim = config.head_dim;
   POLAR_ASSIGN(rope.theta, fields.number_or("rope_theta", 10000.0));
+  POLAR_ASSIGN(const double turned, fields.number_or("partial_rotary_factor", 1.0));
+  if (turned != 1.0)
+    return fields.wrong("partial_rotary_factor", "1 (partial rotation is not supported)");
   const char* key = fields.has("rope_parameters") ? "rope_parameters" : "rope_scaling";
   if (!fields.has(key)) return {};
   if (!fields.at(key).is_object()) return fields.wrong(key, "an object");
@@ -123,14 +133,17 @@ Status read_rope(const Fields& fields, ModelConfig& config) {
 /// rule.
 Status read_windows(const Fields& fields, ModelConfig& config) {
   config.sliding_window.assign(config.layers, 0);
-  POLAR_ASSIGN(const int window, fields.whole_or("sliding_window", 0));
+  // transformers' defaults where the key is missing; null says that there is no window.
+  const bool llama = config.architecture == "llama";
+  const int missing = llama || fields.says_null("sliding_window") ? 0 : 4096;
+  POLAR_ASSIGN(const int window, fields.whole_or("sliding_window", missing));
   if (window < 0) return fields.wrong("sliding_window", "a positive number");
   const bool qwen = config.architecture == "qwen2" || config.architecture == "qwen3";
   POLAR_ASSIGN(const bool use, fields.flag_or("use_sliding_window", !qwen));
-  if (window == 0 || !use || config.architecture == "llama") return {};
+  if (window == 0 || !use || llama) return {};
   int first = 0;
   if (qwen) {
-    POLAR_ASSIGN(first, fields.whole_or("max_window_layers", config.layers));
+    POLAR_ASSIGN(first, fields.whole_or("max_window_layers", 28));
   }
   const bool listed = fields.has("layer_types");
   if (listed && (!fields.at("layer_types").is_array() ||
@@ -212,14 +225,16 @@ Result<json> read_json(const std::string& path) {
 Status read_eos(const Fields& fields, ModelConfig& config) {
   if (!fields.has("eos_token_id")) return {};
   const json& value = fields.at("eos_token_id");
-  const json list = value.is_array() ? value : json::array({value});
-  config.eos_tokens.clear();
-  for (const json& id : list) {
+  std::vector<int32_t> tokens;
+  const size_t count = value.is_array() ? value.size() : 1;
+  for (size_t i = 0; i < count; ++i) {
+    const json& id = value.is_array() ? value[i] : value;
     if (!id.is_number_integer() || id.get<int64_t>() < 0 || id.get<int64_t>() > INT32_MAX) {
-      return fields.wrong("eos_token_id", "token ids");
+      return fields.wrong("eos_token_id", "a token id, or a list of them");
     }
-    config.eos_tokens.push_back(id.get<int32_t>());
+    tokens.push_back(id.get<int32_t>());
   }
+  config.eos_tokens = std::move(tokens);
   return {};
 }
 

@@ -10,6 +10,7 @@
 #include <map>
 #include <set>
 
+#include "io/in_quotes.h"
 #include "model/config_reader.h"
 
 namespace polar::model {
@@ -185,7 +186,7 @@ struct ModelFileBuilder {
              name.ends_with(".rotary_emb.inv_freq") || name.ends_with(".attn_rot_embd");
     };
     const auto unknown = [&](std::string_view name) {
-      return bad_input(where(), std::string(name),
+      return bad_input(where(), io::in_quotes(name),
                        "a tensor that " + c.architecture + " models do not have",
                        "only known ones");
     };

@@ -139,12 +139,36 @@ class Parity : public testing::TestWithParam<const char*> {
   std::string folder() const { return std::string(POLAR_GOLDEN_DIR) + "/models/" + GetParam(); }
 };
 
-TEST_P(Parity, LogitsEqualTransformers) {
-  for (const bool planned : {false, true}) {
-    for (const Case& expected : golden(std::string("models/") + GetParam())) {
-      Runner runner(folder(), 1, 128);
-      const auto logits = runner.step({{0, 0, expected.prompt, planned}});
-      EXPECT_LE(relative_error(logits, expected.logits), 1e-4) << (planned ? "planned" : "prefill");
+TEST_P(Parity, LogitsEqualTransformersOnEveryInstructionSet) {
+  const char* forced = std::getenv("POLAR_CPU_ISA");
+  const std::string before = forced == nullptr ? "" : forced;
+  int sets = 0;
+  for (const char* isa : {"portable", "avx2", "avx512"}) {
+    setenv("POLAR_CPU_ISA", isa, 1);
+    if (!backend::make_cpu_device({1}).ok()) continue;  // not of this CPU
+    ++sets;
+    for (const bool planned : {false, true}) {
+      for (const Case& expected : golden(std::string("models/") + GetParam())) {
+        Runner runner(folder(), 1, 128);
+        const auto logits = runner.step({{0, 0, expected.prompt, planned}});
+        EXPECT_LE(relative_error(logits, expected.logits), 1e-4)
+            << isa << (planned ? ", planned" : ", prefill");
+      }
+    }
+  }
+  setenv("POLAR_CPU_ISA", before.c_str(), 1);
+  EXPECT_GE(sets, 1);
+}
+
+/// The same models as GGUF files (tests/golden/models/make_gguf.py): names, Q and K's order,
+/// frequency factors and scaling keys of the other format.
+TEST(Gguf, LogitsEqualTransformers) {
+  for (const std::string name : {"llama-3.1", "llama-published", "qwen2", "qwen3"}) {
+    const std::string path = std::string(POLAR_GOLDEN_DIR) + "/models/" + name + ".gguf";
+    for (const Case& expected : golden("models/" + name)) {
+      Runner runner(path, 1, 128);
+      const auto logits = runner.step({{0, 0, expected.prompt, false}});
+      EXPECT_LE(relative_error(logits, expected.logits), 1e-4) << name;
     }
   }
 }

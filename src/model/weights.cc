@@ -144,7 +144,11 @@ Result<Weights> dummy_weights(Device& device, const ModelConfig& config, DType d
     POLAR_RETURN_IF_ERROR(matrix(config.max_positions + config.position_offset, config.hidden,
                                  &w.position_embedding));
   }
-  POLAR_RETURN_IF_ERROR(norm(config.hidden, &w.final_norm));
+  if (config.embedding != config.hidden) {
+    POLAR_RETURN_IF_ERROR(matrix(config.hidden, config.embedding, &w.project_in));
+    POLAR_RETURN_IF_ERROR(matrix(config.embedding, config.hidden, &w.project_out));
+  }
+  if (config.final_norm) POLAR_RETURN_IF_ERROR(norm(config.hidden, &w.final_norm));
   POLAR_RETURN_IF_ERROR(loader.rope());
   const int qkv_width = config.query_width() + 2 * config.kv_width();
   for (int i = 0; i < config.layers; ++i) {
