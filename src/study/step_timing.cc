@@ -6,6 +6,7 @@
 #include <random>
 
 #include "backend/ranges.h"
+#include "model/profile_planner.h"
 #include "study/sequence_cache.h"
 
 namespace polar::study {
@@ -60,11 +61,13 @@ class Cell {
     return static_cast<double>(done) / (now() - begin);
   }
 
-  /// Seconds of one decode step of the whole batch.
-  double step(model::Planner& planner) {
+  /// Seconds of one decode step of the whole batch. `key`: what a device that can records the
+  /// step under.
+  double step(model::Planner& planner, uint64_t key) {
     pack_decode();
+    const auto forward = [&] { decoder_->forward(*decode_, cache_->kv(), planner, nullptr); };
     const double begin = now();
-    decoder_->forward(*decode_, cache_->kv(), planner, nullptr);
+    device_.replay(key, forward);
     device_.synchronize();
     return now() - begin;
   }
@@ -87,7 +90,8 @@ class Cell {
     std::vector<Chunk> chunks;
     std::vector<int32_t> logit_rows;
     for (int sequence = 0; sequence < batch_; ++sequence) {
-      chunks.push_back({sequence, context_ - 1, std::span(tokens_).subspan(context_ - 1, 1), true});
+      chunks.push_back({sequence, context_ - 1, std::span(tokens_).subspan(context_ - 1, 1), true,
+                        1 + sequence});
       logit_rows.push_back(sequence);
     }
     decode_ = &cache_->pack(chunks, logit_rows);
@@ -104,6 +108,41 @@ class Cell {
   model::DensePlanner dense_;
 };
 
+/// Random units as data, so that the device plans them: point 1 + s is what sequence s reads, drawn
+/// anew for every layer. Rounding is carried from layer to layer: the share is met exactly over all
+/// of them.
+Result<std::unique_ptr<model::Planner>> random_units(const Policy& policy, backend::Device& device,
+                                                     const model::ModelConfig& config,
+                                                     int sequences) {
+  POLAR_RETURN_IF_ERROR(make_planner(policy, device, config));  // says what is wrong with it
+  sparsity::Profile profile = sparsity::dense_profile(config.layers, config.kv_heads);
+  const auto fallback =
+      policy.fallback == Fallback::kNone ? backend::ReadKind::kNone : backend::ReadKind::kWindow;
+  std::mt19937_64 random(policy.seed);
+  for (int sequence = 0; sequence < sequences; ++sequence) {
+    sparsity::OperatingPoint point = profile.points[0];
+    point.limits = {policy.sink, policy.recent, 0};
+    double carried = 0.5;
+    for (int layer = 0; layer < config.layers; ++layer) {
+      if (policy.is_dense(layer)) continue;
+      carried += policy.density * config.kv_heads;
+      const int kept = static_cast<int>(carried);
+      carried -= kept;
+      const auto begin = point.budgets.begin() + static_cast<ptrdiff_t>(layer) * config.kv_heads;
+      for (int unit = kept; unit < config.kv_heads; ++unit) begin[unit].kind = fallback;
+      std::shuffle(begin, begin + config.kv_heads, random);
+    }
+    profile.points.push_back(std::move(point));
+  }
+  POLAR_ASSIGN(auto planner, model::ProfilePlanner::create(device, profile));
+  return std::unique_ptr<model::Planner>(std::move(planner));
+}
+
+uint64_t next_key() {
+  static uint64_t last = uint64_t{1} << 40;  // behind those of the engine
+  return ++last;
+}
+
 }  // namespace
 
 Result<StepBenchResult> bench_steps(backend::Device& device, const model::Weights& weights,
@@ -113,7 +152,12 @@ Result<StepBenchResult> bench_steps(backend::Device& device, const model::Weight
   model::DensePlanner dense;
   std::unique_ptr<model::Planner> sparse;
   if (policy.kind != PolicyKind::kDense) {
-    POLAR_ASSIGN(sparse, make_planner(policy, device, weights.config));
+    if (policy.kind == PolicyKind::kRandom) {
+      const int most = *std::max_element(options.batches.begin(), options.batches.end());
+      POLAR_ASSIGN(sparse, random_units(policy, device, weights.config, most));
+    } else {
+      POLAR_ASSIGN(sparse, make_planner(policy, device, weights.config));
+    }
   }
   for (const int batch : options.batches) {
     for (const int context : options.contexts) {
@@ -125,13 +169,15 @@ Result<StepBenchResult> bench_steps(backend::Device& device, const model::Weight
         model::Planner* planner;
         std::vector<double> seconds;
         double blocks = 0;
+        uint64_t key = next_key();
       };
       std::vector<Side> sides;
-      sides.push_back({&dense, {}, 0});
-      if (sparse) sides.push_back({sparse.get(), {}, 0});
-      for (int step = -2; step < options.steps; ++step) {  // two steps of warm-up
+      sides.push_back({&dense, {}});
+      if (sparse) sides.push_back({sparse.get(), {}});
+      // All these planners plan on the device, so a step can be recorded.
+      for (int step = -3; step < options.steps; ++step) {  // three steps of warm-up
         for (Side& side : sides) {
-          const double seconds = cell.step(*side.planner);
+          const double seconds = cell.step(*side.planner, side.key);
           if (step >= 0) side.seconds.push_back(seconds);
           side.blocks = cell.blocks_read();
         }

@@ -1,0 +1,78 @@
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <functional>
+#include <map>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "backend/cuda/cublas_products.h"
+#include "backend/ops.h"
+#include "backend/step.h"
+
+namespace polar::backend::cuda {
+
+class CudaDevice;
+struct SkinnyLaunch;
+
+class CudaOps : public Ops {
+ public:
+  explicit CudaOps(CudaDevice& device);
+
+  void embed(const EmbedArgs& args) override;
+  void norm(const NormArgs& args) override;
+  void qkv(const QkvArgs& args) override;
+  void plan(const PlanArgs& args) override;
+  void attention(const AttentionArgs& args) override;
+  void linear(const LinearArgs& args) override;
+  void mlp(const MlpArgs& args) override;
+  void head(const HeadArgs& args) override;
+  void sample(const SampleArgs& args) override;
+  void score(const ScoreArgs& args) override;
+
+  /// The memory that begins at `data` was written by a copy: what was derived from it (a bias in
+  /// bf16, a schedule) is stale.
+  void changed(const void* data);
+  /// The memory that begins at `data` is about to be freed.
+  void forget(const void* data);
+
+ private:
+  using Choice = std::tuple<ProductShape, bool>;  // shape; whether a gated pair
+  void product(const void* x, int64_t x_stride, int rows, const Weight& weight, const float* bias,
+               bool relu, void* y, int64_t y_stride, bool f32);
+  /// The fastest of some ways to do the same, timed once outside of captures.
+  void fastest(const Choice& key, int rows, const std::vector<std::function<void()>>& ways);
+  const void* bias_in_bf16(const float* bias, int count);
+  void* attention_scratch(int units, int group, int head_dim);
+  void skinny(const SkinnyLaunch& launch);
+  void sparse_mlp(const MlpArgs& args);
+
+  /// What a dense plan depends on: layers of one step that agree share its schedule.
+  struct DensePlan {
+    const int32_t* position = nullptr;
+    int rows = 0, kv_heads = 0, stride = 0, window = 0;
+    const PageRanges* units = nullptr;
+    bool operator==(const DensePlan&) const = default;
+  };
+
+  CudaDevice& device_;
+  DensePlan dense_plan_;
+  CublasProducts cublas_;
+  void* workspace_ = nullptr;  // of cuBLASLt, and partial sums
+  int32_t* counters_ = nullptr;
+  void* flush_ = nullptr;
+  size_t flush_bytes_ = 0;
+  int shares_ = 0;
+  std::map<Choice, int> chosen_;
+  std::map<const float*, void*> biases_;
+  std::map<std::tuple<int, int, int>, void*> attention_scratch_;
+  void* schedule_ = nullptr;
+  int schedule_units_ = 0;
+  const PageRanges* scheduled_ = nullptr;  // the plan that the schedule was made from
+  void* embedded_ = nullptr;
+  size_t embedded_bytes_ = 0;
+};
+
+}  // namespace polar::backend::cuda

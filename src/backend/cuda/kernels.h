@@ -1,0 +1,112 @@
+#pragma once
+// Launch functions of the kernels that are not attention. Raw device pointers and plain values; no
+// allocation, no synchronisation: all of it can be captured in a CUDA graph. bf16 pointers are
+// void*.
+
+#include <cuda_runtime_api.h>
+
+#include <cstddef>
+#include <cstdint>
+
+#include "backend/ops.h"
+
+namespace polar::backend::cuda {
+
+// Weights (weight_kernels.cu).
+
+/// count values of f32, f16 or bf16 to bf16.
+void launch_convert(DType from, const void* source, void* bf16, size_t count, cudaStream_t stream);
+/// source [rows][columns] (f32, f16, bf16) to target[column * target_stride + row], bf16.
+void launch_transpose(DType from, const void* source, void* bf16, int64_t rows, int64_t columns,
+                      int64_t target_stride, cudaStream_t stream);
+/// Seeded values, uniform in (-scale, scale).
+void launch_dummy(void* bf16, size_t count, float scale, uint64_t seed, cudaStream_t stream);
+void launch_f32_to_bf16(const float* source, void* bf16, int count, cudaStream_t stream);
+
+// Pointwise verbs (pointwise.cu).
+
+struct EmbedLaunch {
+  const int32_t* token = nullptr;
+  const int32_t* last_token = nullptr;
+  const int32_t* position = nullptr;
+  int rows = 0;
+  const void* table = nullptr;  // [vocabulary][width] bf16
+  int width = 0;
+  const void* positions = nullptr;  // [..][width] bf16 or null
+  int position_offset = 0;
+  void* out = nullptr;  // [rows][width]
+  Rope rope;
+  float* rotation = nullptr;
+};
+void launch_embed(const EmbedLaunch& args, cudaStream_t stream);
+/// hidden[row] += positions[position[row] + offset].
+void launch_add_positions(const int32_t* position, int rows, int width, const void* positions,
+                          int offset, void* hidden, cudaStream_t stream);
+/// residual[row] += add[row]; out = norm(residual). `rows_index` (or null) names the residual rows
+/// to read, then residual is not written: the head's gather. hidden % 8 == 0, at most 16,384.
+void launch_norm(void* residual, const void* add, const Norm& norm, void* out, int rows, int hidden,
+                 const int32_t* rows_index, cudaStream_t stream);
+/// After the QKV product: QK-norm, rotation, K and V into their page slots, query out.
+void launch_rope_store(const QkvArgs& args, const float* bias, cudaStream_t stream);
+/// out[row][i] = act(in[row][i]) (* in[row][width + i] when gated); strides in values.
+void launch_activate(const void* in, int64_t in_stride, void* out, int64_t out_stride, int rows,
+                     int width, Activation activation, bool gated, cudaStream_t stream);
+
+// Products of few rows (skinny.cu). The weight is read once, from memory into registers in the
+// order of the tensor core's fragments.
+
+struct SkinnyLaunch {
+  const void* x = nullptr;  // [rows][k] bf16, stride x_stride values
+  int64_t x_stride = 0;
+  int rows = 0;                    // at most 64 per launch
+  const void* weight = nullptr;    // [n][k] bf16, k % 32 == 0
+  const int32_t* index = nullptr;  // [n] which stored rows, or null: 0 .. n - 1
+  int n = 0;                       // outputs (of a gated pair: half the stored rows)
+  int k = 0;
+  const float* bias = nullptr;  // by stored row, or null
+  bool activate = false;
+  Activation activation = Activation::kRelu;
+  bool gated = false;  // act(row i) * row (n + i)
+  void* y = nullptr;   // [rows][n]
+  int64_t y_stride = 0;
+  bool y_f32 = false;
+};
+/// y = act(x W[index]^T + bias). `workspace` holds partial sums, `counters` zeros that stay zeros.
+void launch_skinny(const SkinnyLaunch& args, void* workspace, size_t workspace_bytes,
+                   int32_t* counters, int processors, cudaStream_t stream);
+
+struct GatherDownLaunch {
+  const void* a = nullptr;  // [rows][count] bf16, stride a_stride
+  int64_t a_stride = 0;
+  int rows = 0;                    // at most 64
+  const void* weight = nullptr;    // [stored rows][outputs] bf16: row j is column j of the matrix
+  const int32_t* index = nullptr;  // [count] or null
+  int count = 0;
+  int outputs = 0;  // % 8 == 0
+  const float* bias = nullptr;
+  void* y = nullptr;  // [rows][outputs] bf16
+};
+/// y[r] = sum_j a[r][j] weight[index[j]] + bias.
+void launch_gather_down(const GatherDownLaunch& args, void* workspace, size_t workspace_bytes,
+                        int32_t* counters, int processors, cudaStream_t stream);
+inline constexpr int kSplitCounters = 16384;
+
+// Sampling (sample.cu).
+void launch_sample(const SampleArgs& args, cudaStream_t stream);
+void launch_score(const ScoreArgs& args, cudaStream_t stream);
+
+// Attention for what the fast kernels leave out: f32 caches, unusual head_dim
+// (simple_attention.cu).
+/// Offsets as in kv_layout for 16-bit caches; f32 halves are [token][head_dim].
+void launch_simple_attention(const AttentionArgs& args, cudaStream_t stream);
+void launch_simple_plan(const PlanArgs& args, cudaStream_t stream);
+/// pages_read[row] += the pages of its units.
+void launch_count_pages(const PageRanges* units, int32_t* pages_read, int rows, int kv_heads,
+                        cudaStream_t stream);
+
+// Memory (read_bandwidth.cu).
+/// Reads `bytes` at `data` once, with bulk copies where the GPU has them.
+void launch_read(const void* data, size_t bytes, int processors, int capability, void* sink,
+                 cudaStream_t stream);
+
+}  // namespace polar::backend::cuda

@@ -1,0 +1,96 @@
+// Times the selective MLP beside cuBLAS's dense one, in CUDA graphs of 20 launches, alternating:
+// one JSON object per line.
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <numeric>
+#include <random>
+#include <vector>
+
+#include "backend/device.h"
+#include "backend/ops.h"
+
+using namespace polar;           // NOLINT
+using namespace polar::backend;  // NOLINT
+
+namespace {
+
+constexpr int kLaunches = 20;
+
+double now() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+Buffer memory(Device& device, size_t bytes) {
+  auto buffer = device.allocate(bytes, "a benchmark");
+  POLAR_CHECK(buffer.ok());
+  device.fill_zero(buffer->data(), bytes);
+  return std::move(buffer).value();
+}
+
+void bench(Device& device, int hidden, int ffn, uint64_t& key) {
+  auto up = device.dummy(ffn, hidden, DType::kBF16, false, 1);
+  auto down = device.dummy(hidden, ffn, DType::kBF16, true, 2);
+  auto dense_down = device.dummy(hidden, ffn, DType::kBF16, false, 3);
+  POLAR_CHECK(up.ok() && down.ok() && dense_down.ok());
+  const Buffer bias = memory(device, ffn * sizeof(float)),
+               index = memory(device, ffn * sizeof(int32_t));
+  for (const int batch : {1, 16, 64}) {
+    const Buffer x = memory(device, static_cast<size_t>(batch) * hidden * 2),
+                 y = memory(device, static_cast<size_t>(batch) * hidden * 2),
+                 scratch = memory(device, static_cast<size_t>(batch) * ffn * 2);
+    const auto view = [&](const Buffer& b, int64_t w) {
+      return Tensor{b.data(), DType::kBF16, {batch, w, 1, 1}, 2};
+    };
+    const auto time = [&](const Weight& second, const NeuronSet* neurons) {
+      MlpArgs args{view(x, hidden), up->get(),        bias.as<float>(),
+                   &second,         bias.as<float>(), Activation::kRelu,
+                   false,           neurons,          view(scratch, ffn),
+                   view(y, hidden)};
+      const uint64_t mine = ++key;
+      std::vector<double> seconds;
+      for (int round = 0; round < 13; ++round) {
+        const double begin = now();
+        device.replay(mine, [&] {
+          for (int i = 0; i < kLaunches; ++i) device.ops().mlp(args);
+        });
+        device.synchronize();
+        if (round > 2) seconds.push_back((now() - begin) / kLaunches);
+      }
+      std::nth_element(seconds.begin(), seconds.begin() + 5, seconds.end());
+      return seconds[5] * 1e6;
+    };
+    for (const double density : {0.1, 0.3, 0.5}) {
+      std::vector<int32_t> all(ffn);
+      std::iota(all.begin(), all.end(), 0);
+      std::shuffle(all.begin(), all.end(), std::mt19937(4));
+      all.resize(static_cast<size_t>(ffn * density) / 128 * 128);
+      std::sort(all.begin(), all.end());
+      device.upload(index.data(), all.data(), all.size() * sizeof(int32_t));
+      const NeuronSet set{index.as<int32_t>(), static_cast<int>(all.size())};
+      const double dense = time(**dense_down, nullptr), sparse = time(**down, &set);
+      const double bytes = 4.0 * hidden * all.size();
+      std::printf(
+          "{\"bench\":\"mlp\",\"hidden\":%d,\"ffn\":%d,\"batch\":%d,\"neurons\":%zu,\"dense_us\":%."
+          "1f,"
+          "\"sparse_us\":%.1f,\"speedup\":%.2f,\"sparse_tb_per_s\":%.2f}\n",
+          hidden, ffn, batch, all.size(), dense, sparse, dense / sparse, bytes / sparse / 1e6);
+      std::fflush(stdout);
+    }
+  }
+}
+
+}  // namespace
+
+int main() {
+  auto device = make_cuda_device();
+  if (!device.ok()) {
+    std::printf("skipped: %s\n", device.error().message.c_str());
+    return 77;
+  }
+  uint64_t key = 0;
+  bench(**device, 9216, 36864, key);
+  bench(**device, 4096, 16384, key);
+  return 0;
+}

@@ -1,0 +1,309 @@
+// The verbs that touch each value once: embedding, norms, rotation and KV store, activation.
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include "backend/cuda/kernels.h"
+#include "backend/cuda/kv_layout.cuh"
+
+namespace polar::backend::cuda {
+namespace {
+
+using bf16 = __nv_bfloat16;
+
+/// Eight bf16 values as 16 bytes.
+__device__ inline void unpack8(uint4 bits, float* v) {
+  const uint32_t words[4] = {bits.x, bits.y, bits.z, bits.w};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    v[2 * i] = __uint_as_float(words[i] << 16);
+    v[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000u);
+  }
+}
+__device__ inline uint4 pack8(const float* v) {
+  uint32_t words[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const __nv_bfloat162 pair = __floats2bfloat162_rn(v[2 * i], v[2 * i + 1]);
+    words[i] = *reinterpret_cast<const uint32_t*>(&pair);
+  }
+  return make_uint4(words[0], words[1], words[2], words[3]);
+}
+
+/// The sum over all threads of a block (at most 1024), in a fixed order.
+__device__ float block_sum(float v) {
+  __shared__ float warps[32];
+  for (int o = 16; o > 0; o >>= 1) v += __shfl_xor_sync(~0u, v, o);
+  __syncthreads();
+  if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = v;
+  __syncthreads();
+  const int count = (blockDim.x + 31) / 32;
+  v = threadIdx.x % 32 < count ? warps[threadIdx.x % 32] : 0.0f;
+  for (int o = 16; o > 0; o >>= 1) v += __shfl_xor_sync(~0u, v, o);
+  return v;
+}
+
+__global__ void embed_kernel(const EmbedLaunch p) {
+  const int row = blockIdx.x;
+  int32_t token = p.token[row];
+  if (token < 0) token = p.last_token[~token];
+  const int32_t position = p.position[row];
+  const auto* from = static_cast<const bf16*>(p.table) + static_cast<int64_t>(token) * p.width;
+  const auto* learned = p.positions == nullptr
+                            ? nullptr
+                            : static_cast<const bf16*>(p.positions) +
+                                  static_cast<int64_t>(position + p.position_offset) * p.width;
+  auto* out = static_cast<bf16*>(p.out) + static_cast<int64_t>(row) * p.width;
+  for (int i = threadIdx.x; i < p.width; i += blockDim.x) {
+    out[i] = learned == nullptr
+                 ? from[i]
+                 : __float2bfloat16(__bfloat162float(from[i]) + __bfloat162float(learned[i]));
+  }
+  const int half = p.rope.dim / 2;
+  for (int i = threadIdx.x; i < half; i += blockDim.x) {
+    float sin, cos;
+    sincosf(static_cast<float>(position) * p.rope.inverse_frequency[i], &sin, &cos);
+    float* turn = p.rotation + (static_cast<int64_t>(row) * half + i) * 2;
+    turn[0] = cos * p.rope.scale;
+    turn[1] = sin * p.rope.scale;
+  }
+}
+
+__global__ void add_positions_kernel(const int32_t* position, int width, const bf16* positions,
+                                     int offset, bf16* hidden) {
+  const int row = blockIdx.x;
+  const bf16* learned = positions + static_cast<int64_t>(position[row] + offset) * width;
+  bf16* out = hidden + static_cast<int64_t>(row) * width;
+  for (int i = threadIdx.x; i < width; i += blockDim.x)
+    out[i] = __float2bfloat16(__bfloat162float(out[i]) + __bfloat162float(learned[i]));
+}
+
+/// One block a row; each thread holds kVectors * 8 values.
+template <int kVectors>
+__global__ void norm_kernel(bf16* residual, const bf16* add, const Norm norm, bf16* out, int hidden,
+                            const int32_t* rows_index) {
+  const int64_t row = rows_index != nullptr ? rows_index[blockIdx.x] : blockIdx.x;
+  auto* in = reinterpret_cast<uint4*>(residual + row * hidden);
+  const auto* more = add == nullptr ? nullptr : reinterpret_cast<const uint4*>(add + row * hidden);
+  const int vectors = hidden / 8;
+  float v[kVectors][8];
+  float sum = 0.0f;
+#pragma unroll
+  for (int j = 0; j < kVectors; ++j) {
+    const int at = threadIdx.x + j * blockDim.x;
+    if (at >= vectors) continue;
+    unpack8(in[at], v[j]);
+    if (more != nullptr) {
+      float extra[8];
+      unpack8(more[at], extra);
+#pragma unroll
+      for (int i = 0; i < 8; ++i) v[j][i] += extra[i];
+      const uint4 rounded = pack8(v[j]);
+      if (rows_index == nullptr) in[at] = rounded;
+    }
+#pragma unroll
+    for (int i = 0; i < 8; ++i) sum += v[j][i];
+  }
+  auto* to = reinterpret_cast<uint4*>(out + static_cast<int64_t>(blockIdx.x) * hidden);
+  float mean = 0.0f, scale = 1.0f;
+  if (norm.weight != nullptr) {
+    if (norm.kind == NormKind::kLayer) mean = block_sum(sum) / hidden;
+    float squares = 0.0f;
+#pragma unroll
+    for (int j = 0; j < kVectors; ++j) {
+      if (threadIdx.x + j * blockDim.x >= vectors) continue;
+#pragma unroll
+      for (int i = 0; i < 8; ++i) squares += (v[j][i] - mean) * (v[j][i] - mean);
+    }
+    scale = 1.0f / sqrtf(block_sum(squares) / hidden + norm.epsilon);
+  }
+#pragma unroll
+  for (int j = 0; j < kVectors; ++j) {
+    const int at = threadIdx.x + j * blockDim.x;
+    if (at >= vectors) continue;
+    if (norm.weight != nullptr) {
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        v[j][i] = (v[j][i] - mean) * scale * norm.weight[at * 8 + i];
+        if (norm.bias != nullptr) v[j][i] += norm.bias[at * 8 + i];
+      }
+    }
+    to[at] = pack8(v[j]);
+  }
+}
+
+struct RopeStore {
+  const int32_t* position;
+  const int32_t* sequence;
+  const int32_t* pages;
+  int table_stride;
+  const bf16* scratch;  // [rows][(heads + 2 kv_heads) head_dim]
+  const float* bias;
+  Norm query_norm, key_norm;
+  Rope rope;
+  const float* rotation;
+  KvView kv;
+  int layer, heads;
+  bf16* query;
+};
+
+__device__ inline void store_kv(const KvView& kv, int layer, int page, int head, bool value,
+                                int slot, int dim, float v) {
+  std::byte* half =
+      kv.data +
+      ((static_cast<size_t>(layer) * kv.pages + page) * kv.kv_heads + head) *
+          (2 * static_cast<size_t>(kPageTokens) * kv.head_dim * (kv.dtype == DType::kF32 ? 4 : 2)) +
+      (value ? static_cast<size_t>(kPageTokens) * kv.head_dim * (kv.dtype == DType::kF32 ? 4 : 2)
+             : 0);
+  if (kv.dtype == DType::kF32) {
+    reinterpret_cast<float*>(half)[slot * kv.head_dim + dim] = v;
+  } else if (kv.dtype == DType::kF16) {
+    *reinterpret_cast<__half*>(half + kv_element_offset(kv.head_dim, slot, dim)) = __float2half(v);
+  } else {
+    *reinterpret_cast<bf16*>(half + kv_element_offset(kv.head_dim, slot, dim)) =
+        __float2bfloat16(v);
+  }
+}
+
+constexpr int kMaxHeadDim = 256;
+
+/// One warp a (row, head), heads in the order Q, K, V.
+__global__ void rope_store_kernel(const RopeStore p) {
+  __shared__ float shared[4][kMaxHeadDim];
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int dim = p.kv.head_dim, all = p.heads + 2 * p.kv.kv_heads;
+  const int head = blockIdx.x * 4 + warp, row = blockIdx.y;
+  if (head >= all) return;
+  const bool is_query = head < p.heads, is_value = head >= p.heads + p.kv.kv_heads;
+  const bf16* in = p.scratch + (static_cast<int64_t>(row) * all + head) * dim;
+  float* v = shared[warp];
+  float squares = 0.0f, sum = 0.0f;
+  for (int i = lane; i < dim; i += 32) {
+    v[i] = __bfloat162float(in[i]) + (p.bias != nullptr ? p.bias[head * dim + i] : 0.0f);
+    sum += v[i];
+    squares += v[i] * v[i];
+  }
+  __syncwarp();
+  const Norm& norm = is_query ? p.query_norm : p.key_norm;
+  if (!is_value && norm.weight != nullptr) {
+    for (int o = 16; o > 0; o >>= 1) {
+      sum += __shfl_xor_sync(~0u, sum, o);
+      squares += __shfl_xor_sync(~0u, squares, o);
+    }
+    const float mean = norm.kind == NormKind::kLayer ? sum / dim : 0.0f;
+    const float scale = 1.0f / sqrtf(fmaxf(squares / dim - mean * mean, 0.0f) + norm.epsilon);
+    for (int i = lane; i < dim; i += 32) {
+      v[i] = (v[i] - mean) * scale * norm.weight[i];
+      if (norm.bias != nullptr) v[i] += norm.bias[i];
+    }
+    __syncwarp();
+  }
+  if (!is_value && p.rope.dim > 0) {
+    const int half = p.rope.dim / 2;
+    const float* turn = p.rotation + static_cast<int64_t>(row) * half * 2;
+    for (int i = lane; i < half; i += 32) {
+      float& a = v[p.rope.interleaved ? 2 * i : i];
+      float& b = v[p.rope.interleaved ? 2 * i + 1 : i + half];
+      const float cos = turn[2 * i], sin = turn[2 * i + 1], old = a;
+      a = old * cos - b * sin;
+      b = b * cos + old * sin;
+    }
+    __syncwarp();
+  }
+  if (is_query) {
+    bf16* out = p.query + (static_cast<int64_t>(row) * p.heads + head) * dim;
+    for (int i = lane; i < dim; i += 32) out[i] = __float2bfloat16(v[i]);
+    return;
+  }
+  const int32_t position = p.position[row];
+  const int page = p.pages[p.sequence[row] * p.table_stride + position / kPageTokens];
+  const int kv_head = is_value ? head - p.heads - p.kv.kv_heads : head - p.heads;
+  for (int i = lane; i < dim; i += 32)
+    store_kv(p.kv, p.layer, page, kv_head, is_value, position % kPageTokens, i, v[i]);
+}
+
+__device__ inline float activated(Activation activation, float x) {
+  switch (activation) {
+    case Activation::kRelu:
+      return fmaxf(x, 0.0f);
+    case Activation::kSilu:
+      return x / (1.0f + __expf(-x));
+    case Activation::kGelu:
+      return 0.5f * x * (1.0f + erff(x * 0.70710678118f));
+    case Activation::kGeluTanh:
+      return 0.5f * x * (1.0f + tanhf(0.7978845608f * (x + 0.044715f * x * x * x)));
+  }
+  return x;
+}
+
+__global__ void activate_kernel(const bf16* in, int64_t in_stride, bf16* out, int64_t out_stride,
+                                int width, Activation activation, bool gated) {
+  const int at = (blockIdx.x * blockDim.x + threadIdx.x) * 8;
+  if (at >= width) return;
+  const bf16* from = in + blockIdx.y * in_stride + at;
+  float v[8], up[8];
+  unpack8(*reinterpret_cast<const uint4*>(from), v);
+  if (gated) unpack8(*reinterpret_cast<const uint4*>(from + width), up);
+#pragma unroll
+  for (int i = 0; i < 8; ++i) v[i] = activated(activation, v[i]) * (gated ? up[i] : 1.0f);
+  *reinterpret_cast<uint4*>(out + blockIdx.y * out_stride + at) = pack8(v);
+}
+
+}  // namespace
+
+void launch_embed(const EmbedLaunch& args, cudaStream_t stream) {
+  embed_kernel<<<args.rows, 256, 0, stream>>>(args);
+}
+
+void launch_add_positions(const int32_t* position, int rows, int width, const void* positions,
+                          int offset, void* hidden, cudaStream_t stream) {
+  add_positions_kernel<<<rows, 256, 0, stream>>>(
+      position, width, static_cast<const bf16*>(positions), offset, static_cast<bf16*>(hidden));
+}
+
+void launch_norm(void* residual, const void* add, const Norm& norm, void* out, int rows, int hidden,
+                 const int32_t* rows_index, cudaStream_t stream) {
+  POLAR_CHECK(hidden % 8 == 0 && hidden <= 16384);
+  auto* in = static_cast<bf16*>(residual);
+  const auto* more = static_cast<const bf16*>(add);
+  auto* to = static_cast<bf16*>(out);
+  const int vectors = hidden / 8;
+  if (vectors <= 1024) {
+    const int threads = (vectors + 31) / 32 * 32;
+    norm_kernel<1><<<rows, threads, 0, stream>>>(in, more, norm, to, hidden, rows_index);
+  } else {
+    const int threads = ((vectors + 1) / 2 + 31) / 32 * 32;
+    norm_kernel<2><<<rows, threads, 0, stream>>>(in, more, norm, to, hidden, rows_index);
+  }
+}
+
+void launch_rope_store(const QkvArgs& args, const float* bias, cudaStream_t stream) {
+  POLAR_CHECK(args.kv.head_dim <= kMaxHeadDim);
+  const Batch& batch = *args.batch;
+  const RopeStore p{batch.position,
+                    batch.sequence,
+                    batch.pages,
+                    batch.table_stride,
+                    args.scratch.as<bf16>(),
+                    bias,
+                    args.query_norm,
+                    args.key_norm,
+                    args.rope,
+                    args.rotation,
+                    args.kv,
+                    args.layer,
+                    args.heads,
+                    args.query.as<bf16>()};
+  const int all = args.heads + 2 * args.kv.kv_heads;
+  rope_store_kernel<<<dim3((all + 3) / 4, batch.rows), 128, 0, stream>>>(p);
+}
+
+void launch_activate(const void* in, int64_t in_stride, void* out, int64_t out_stride, int rows,
+                     int width, Activation activation, bool gated, cudaStream_t stream) {
+  POLAR_CHECK(width % 8 == 0);
+  activate_kernel<<<dim3((width / 8 + 255) / 256, rows), 256, 0, stream>>>(
+      static_cast<const bf16*>(in), in_stride, static_cast<bf16*>(out), out_stride, width,
+      activation, gated);
+}
+
+}  // namespace polar::backend::cuda
