@@ -45,6 +45,7 @@ void add_serve(CLI::App& app, Run& run);
 void add_version(CLI::App& app, Run& run);
 void add_inspect(CLI::App& app, Run& run);
 void add_generate(CLI::App& app, Run& run);
+void add_run(CLI::App& app, Run& run);
 void add_tokenize(CLI::App& app, Run& run);
 void add_eval(CLI::App& app, Run& run);
 void add_bench(CLI::App& app, Run& run);

@@ -20,6 +20,7 @@ int main(int argc, char** argv) {
 #ifdef POLAR_SERVE  // built where Boost.Beast was found
   add_serve(app, run);
 #endif
+  add_run(app, run);
   add_generate(app, run);
   add_demo(app, run);
   add_bench(app, run);
