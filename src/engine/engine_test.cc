@@ -74,8 +74,8 @@ class EngineTest : public ::testing::Test {
     backend::KvView kv{nullptr, DType::kF32, 2, pages, 2, 16};
     auto buffer = device_->allocate(kv.total_bytes(), "test");
     kv.data = buffer->as<std::byte>();
-    std::vector<int32_t> position(rows), zeros(rows), table(pages), begin = {0, rows},
-                                                                    last = {rows - 1};
+    std::vector<int32_t> position(rows), zeros(rows), table(pages);
+    const int32_t begin[] = {0, rows}, last[] = {rows - 1};
     std::iota(position.begin(), position.end(), 0);
     std::iota(table.begin(), table.end(), 0);
     backend::Batch batch;
@@ -84,10 +84,10 @@ class EngineTest : public ::testing::Test {
     batch.token = tokens.data();
     batch.position = position.data();
     batch.sequence = batch.point = zeros.data();
-    batch.chunk_begin = begin.data();
+    batch.chunk_begin = begin;
     batch.table_stride = pages;
     batch.pages = table.data();
-    batch.logit_row = last.data();
+    batch.logit_row = last;
     batch.logit_rows = 1;
     auto decoder = model::Decoder::create(*device_, *weights_, {rows, 1});
     model::DensePlanner planner;
@@ -336,8 +336,8 @@ TEST_F(EngineTest, EndsWhereItShould) {
     EXPECT_EQ(outcomes[1].tokens, free_run);
     EXPECT_EQ(outcomes[1].finish, FinishReason::kLength);
     EXPECT_EQ(outcomes[2].tokens, stopped);
-    EXPECT_GE(outcomes[3].tokens.size(), 20u);
     const auto& late = outcomes[3].tokens;
+    EXPECT_GE(late.size(), 20u);
     EXPECT_EQ(std::count(late.begin(), late.begin() + 20, end), 0);
     EXPECT_EQ(engine->stats().free_pages, engine->stats().pages);
   }
@@ -402,8 +402,7 @@ TEST_F(EngineTest, StoppingTheEngineEndsEveryStream) {
   const auto running = engine->submit(request).value();
   EXPECT_TRUE(running->next().has_value());
   engine.reset();
-  const FinishReason finish = drain(*running).finish;
-  EXPECT_TRUE(finish == FinishReason::kCancelled || finish == FinishReason::kLength);
+  EXPECT_NE(drain(*running).finish, FinishReason::kError);
   EXPECT_GT(news.load(), 0);
   running->cancel();
   EXPECT_FALSE(running->poll().has_value());
@@ -442,18 +441,15 @@ TEST_F(EngineTest, RefusesWhatCannotBe) {
   EXPECT_NE(refused(request_of(random_tokens(256, 1), 1)).find("found 256 tokens"),
             std::string::npos);
   EXPECT_EQ(refused(request_of(random_tokens(255, 1), 1000)), "accepted");
-  auto request = request_of({1}, 5);
-  request.sampling.temperature = std::nanf("");
-  EXPECT_NE(refused(request).find("temperature"), std::string::npos);
-  request = request_of({1}, 5);
-  request.logprobs = 21;
-  EXPECT_NE(refused(request).find("logprobs"), std::string::npos);
-  request = request_of({1}, 5);
-  request.point = 1;
-  EXPECT_NE(refused(request).find("point"), std::string::npos);
-  request = request_of({1}, 5);
-  request.sampling.logit_bias = {{500, 1.0f}};
-  EXPECT_NE(refused(request).find("logit_bias"), std::string::npos);
+  const auto names = [&](const char* key, auto change) {
+    auto request = request_of({1}, 5);
+    change(request);
+    EXPECT_NE(refused(request).find(key), std::string::npos) << key;
+  };
+  names("temperature", [](auto& r) { r.sampling.temperature = std::nanf(""); });
+  names("logprobs", [](auto& r) { r.logprobs = 21; });
+  names("point", [](auto& r) { r.point = 1; });
+  names("logit_bias", [](auto& r) { r.sampling.logit_bias = {{500, 1.0f}}; });
 }
 
 TEST_F(EngineTest, TheMemoryBudgetGivesThePages) {
@@ -466,9 +462,7 @@ TEST_F(EngineTest, TheMemoryBudgetGivesThePages) {
   ASSERT_FALSE(refused.ok());
   EXPECT_NE(refused.error().message.find("--kv-memory"), std::string::npos);
   options.max_length = 0;  // then what fits
-  const auto fitting = Engine::create(*device_, *weights_, nullptr, options);
-  ASSERT_TRUE(fitting.ok());
-  EXPECT_EQ((*fitting)->max_length(), 240);
+  EXPECT_EQ(Engine::create(*device_, *weights_, nullptr, options).value()->max_length(), 240);
   options.max_length = 513;
   EXPECT_FALSE(Engine::create(*device_, *weights_, nullptr, options).ok());
 }
