@@ -69,6 +69,13 @@ struct QkvArgs {
 };
 
 /// Fills the plan of one layer from the budgets of each planned row's operating point.
+///
+/// kRouted: of a row's routed units, the PointLimits::routed ones with the largest router logits
+/// are full, the others fall back (ties: the lower head). kPages: a unit's candidates are its full
+/// pages between the sink and the newest; each query head's scores (query . mean key * scale) are
+/// normalised by a softmax over them and added up over the group, and the best ones are read (ties:
+/// the lower page; page_choice() in ranges.h says how many). The lists are written behind the page
+/// tables, Batch::list_capacity / units entries for each unit.
 struct PlanArgs {
   const Batch* batch = nullptr;
   KvView kv;
@@ -77,6 +84,12 @@ struct PlanArgs {
   const UnitBudget* budgets =
       nullptr;  // [points][kv_heads] of this layer; null: every unit is full
   const PointLimits* limits = nullptr;  // [points]
+  int heads = 0;                        // query heads, for page scores
+  float scale = 1.0f;                   // of the scores, as in AttentionArgs
+  Tensor query;                         // [rows][heads][head_dim]: scores pages (kPages)
+  Tensor x;                             // [rows][hidden]: the routers' input (kRouted)
+  const Weight* router = nullptr;       // [kv_heads][hidden], or null: no unit is routed
+  const float* router_bias = nullptr;   // [kv_heads] or null
   ReadPlan plan;
 };
 

@@ -40,4 +40,32 @@ POLAR_HOST_DEVICE inline PageRanges window_ranges(int32_t position, int32_t wind
   return {table_begin + first, sink_end - first, table_begin + tail, own + 1 - tail};
 }
 
+/// The pages among which a unit of kind kPages chooses, and how many of them it reads.
+struct PageChoice {
+  int32_t first = 0, count = 0;  // the candidates: logical pages [first, first + count)
+  int32_t chosen = 0;            // of them
+  int32_t sink = 0;              // pages before them, always read
+};
+
+/// A unit reads ceil(pages_per_mille / 1000 * visible pages) pages in all, sink, newest and the
+/// page being filled included, and at least those; `capacity`: entries of its list. Under a sliding
+/// window, pages that are seen in part cannot stand in a list: there is then no sink, and the first
+/// visible page is given up.
+POLAR_HOST_DEVICE inline PageChoice page_choice(int32_t position, int32_t window,
+                                                const UnitBudget& budget, const PointLimits& limits,
+                                                int32_t capacity) {
+  const auto least = [](int32_t a, int32_t b) { return a < b ? a : b; };
+  const auto most = [](int32_t a, int32_t b) { return a > b ? a : b; };
+  const int32_t own = position / kPageTokens;
+  const int32_t visible = first_visible_page(position, window);
+  const bool cut = window > 0 && position >= window;
+  const int32_t sink = cut ? 0 : least(limits.sink, own);
+  const int32_t first = cut ? visible + ((position - window + 1) % kPageTokens != 0 ? 1 : 0) : sink;
+  const int32_t tail = most(own - limits.recent, first);
+  const int32_t pages = (budget.pages_per_mille * (own + 1 - visible) + 999) / 1000;
+  const int32_t count = tail - first;
+  const int32_t chosen = least(most(pages - sink - (own + 1 - tail), 0), most(capacity - sink, 0));
+  return {first, count, least(chosen, count), sink};
+}
+
 }  // namespace polar::backend

@@ -38,6 +38,12 @@ struct Batch {
   int list_begin() const { return sequences * table_stride; }
 };
 
+/// What a planned row has read so far in a step, summed over layers and KV heads.
+struct ReadCount {
+  int32_t blocks = 0;  // of KV (KvView::block_bytes each)
+  int32_t means = 0;   // mean keys, to choose pages (KvView::mean_bytes each)
+};
+
 /// The paged KV cache: [layer][page][kv_head] blocks, each holding the K and V of kPageTokens
 /// tokens of one KV head. A block is contiguous, so what is skipped is whole blocks. Inside it K
 /// comes before V; the arrangement of each half is the backend's own.
@@ -48,6 +54,9 @@ struct KvView {
   int pages = 0;
   int kv_heads = 0;
   int head_dim = 0;
+  /// The page scores: one mean key of 16-bit values (the backend's own kind) per (layer, page, KV
+  /// head), written once, when the page becomes full. Null where no operating point selects pages.
+  std::byte* means = nullptr;
 
   size_t element_bytes() const { return dtype == DType::kF32 ? 4 : 2; }
   /// Bytes of one half (K or V) of a block.
@@ -57,9 +66,20 @@ struct KvView {
   size_t block_bytes() const { return 2 * half_bytes(); }
   size_t page_bytes() const { return block_bytes() * kv_heads * layers; }
   size_t total_bytes() const { return page_bytes() * pages; }
+  double bytes(ReadCount read) const {
+    return static_cast<double>(read.blocks) * static_cast<double>(block_bytes()) +
+           static_cast<double>(read.means) * static_cast<double>(mean_bytes());
+  }
+  size_t mean_bytes() const { return static_cast<size_t>(head_dim) * 2; }
+  /// Bytes of the mean keys of one page: all layers, all KV heads.
+  size_t page_mean_bytes() const { return mean_bytes() * kv_heads * layers; }
   std::byte* block(int layer, int page, int kv_head) const {
     return data +
            ((static_cast<size_t>(layer) * pages + page) * kv_heads + kv_head) * block_bytes();
+  }
+  std::byte* mean(int layer, int page, int kv_head) const {
+    return means +
+           ((static_cast<size_t>(layer) * pages + page) * kv_heads + kv_head) * mean_bytes();
   }
 };
 
@@ -77,8 +97,7 @@ static_assert(sizeof(PageRanges) == 16);
 /// What one layer's attention reads for the planned rows.
 struct ReadPlan {
   PageRanges* units = nullptr;  // [planned row][kv_head]
-  int32_t* pages_read =
-      nullptr;  // [planned row] blocks read so far in this step, summed over layers and KV heads
+  ReadCount* read = nullptr;    // [planned row], increased by every layer's plan
 };
 
 /// What a unit (layer, KV head) of an operating point may read.

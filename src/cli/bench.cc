@@ -1,5 +1,7 @@
 #include <fmt/format.h>
 
+#include <algorithm>
+
 #include "backend/device.h"
 #include "cli/open_device.h"
 #include "cli/policy_flags.h"
@@ -55,6 +57,16 @@ Result<model::Weights> load(const BenchFlags& flags, backend::Device& device,
   return model::load_weights(device, *file);
 }
 
+/// Random units as data, so that the device plans them.
+Result<Sparse> random_units(const study::Policy& policy, backend::Device& device,
+                            const model::ModelConfig& config,
+                            const study::StepBenchOptions& options) {
+  const int most = *std::max_element(options.batches.begin(), options.batches.end());
+  Sparse sparse{study::policy_name(policy.kind), nullptr};
+  POLAR_ASSIGN(sparse.planner, study::random_units_planner(policy, device, config, most));
+  return sparse;
+}
+
 Result<int> bench(const BenchFlags& flags) {
   if (flags.model.model.empty() == flags.dummy.empty()) {
     return bad_input("command line", "MODEL",
@@ -71,13 +83,17 @@ Result<int> bench(const BenchFlags& flags) {
   options.kv_dtype = kv_dtype(flags.model, *device);
   std::unique_ptr<model::ModelFile> file;
   POLAR_ASSIGN(const model::Weights weights, load(flags, *device, file));
+  POLAR_ASSIGN(const Sparse sparse,
+               policy.kind == study::PolicyKind::kRandom
+                   ? random_units(policy, *device, weights.config, options)
+                   : make_sparse(flags.model, policy, *device, weights.config, file.get()));
   POLAR_ASSIGN(const study::StepBenchResult result,
-               study::bench_steps(*device, weights, policy, options));
+               study::bench_steps(*device, weights, sparse.name, sparse.planner.get(), options));
 
   Rows rows;
   for (const study::StepBenchRow& row : result.rows) {
     rows.push_back(row_json(row, weights.config.name, device->info().name,
-                            policy.kind != study::PolicyKind::kDense, flags.prefill));
+                            sparse.planner != nullptr, flags.prefill));
   }
   fmt::print("{}", print_rows(rows, flags.format));
   fmt::print(stderr, "read bandwidth of this machine, measured in this run: {:.1f} GB/s\n",

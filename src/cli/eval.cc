@@ -35,12 +35,11 @@ nlohmann::ordered_json to_json(const study::Evaluation& result, bool sparse) {
 }
 
 /// The same result on one flat row, for tables.
-nlohmann::ordered_json to_row(const study::Evaluation& result, const EvalFlags& flags,
-                              bool sparse) {
-  nlohmann::ordered_json row = {{"policy", flags.policy.policy},
+nlohmann::ordered_json to_row(const study::Evaluation& result, const Sparse& sparse) {
+  nlohmann::ordered_json row = {{"policy", sparse.name},
                                 {"tokens", result.tokens},
                                 {"dense_perplexity", result.dense_perplexity}};
-  if (!sparse) return row;
+  if (sparse.planner == nullptr) return row;
   row["sparse_perplexity"] = result.sparse_perplexity;
   row["ratio"] = result.ratio();
   row["kl"] = result.kl;
@@ -69,11 +68,8 @@ Result<int> eval(const EvalFlags& flags) {
                                    flags.windows));
   POLAR_ASSIGN(auto device, open_device(flags.model));
   POLAR_ASSIGN(const model::Weights weights, model::load_weights(*device, file));
-  const bool sparse = policy.kind != study::PolicyKind::kDense;
-  std::unique_ptr<model::Planner> planner;
-  if (sparse) {
-    POLAR_ASSIGN(planner, study::make_planner(policy, *device, file));
-  }
+  POLAR_ASSIGN(const Sparse sparse,
+               make_sparse(flags.model, policy, *device, file.config(), &file));
   study::EvaluateOptions options;
   options.prompt = flags.prompt;
   options.kv_dtype = kv_dtype(flags.model, *device);
@@ -83,12 +79,12 @@ Result<int> eval(const EvalFlags& flags) {
     };
   }
   POLAR_ASSIGN(const study::Evaluation result,
-               study::evaluate(*device, weights, windows, planner.get(), options));
+               study::evaluate(*device, weights, windows, sparse.planner.get(), options));
   if (options.progress) fmt::print(stderr, "\r\033[K");
   if (flags.format == Format::kJson) {
-    fmt::print("{}\n", to_json(result, sparse).dump());
+    fmt::print("{}\n", to_json(result, sparse.planner != nullptr).dump());
   } else {
-    fmt::print("{}", print_rows({to_row(result, flags, sparse)}, flags.format, 5));
+    fmt::print("{}", print_rows({to_row(result, sparse)}, flags.format, 5));
   }
   return kOk;
 }

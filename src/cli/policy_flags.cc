@@ -1,20 +1,26 @@
 #include "cli/policy_flags.h"
 
+#include "study/candidates.h"
+
 namespace polar::cli {
 
 void add_policy_flags(CLI::App& command, PolicyFlags& flags) {
   command
-      .add_option("--policy", flags.policy,
-                  "What decode steps read: dense, window, random or oracle")
-      ->check(CLI::IsMember({"dense", "window", "random", "oracle"}))
+      .add_option(
+          "--policy", flags.policy,
+          "What decode steps read: dense, window, pages (each head's best), static (the best "
+          "heads in full), random or oracle")
+      ->check(CLI::IsMember({"dense", "window", "pages", "static", "random", "oracle"}))
       ->capture_default_str();
   command
       .add_option("--density", flags.values.density,
                   "Share of a layer's KV heads that are read in full")
       ->capture_default_str();
-  command.add_option("--scope", flags.scope, "The heads that share a budget: those of a layer")
-      ->check(CLI::IsMember({"layer"}))
-      ->capture_default_str();
+  command
+      .add_option("--scope", flags.scope,
+                  "The heads that share a budget: those of a layer (default), or of the model "
+                  "(default of static)")
+      ->check(CLI::IsMember({"layer", "model"}));
   command
       .add_option("--rank-by", flags.rank_by,
                   "The oracle's score: norm (of the output) or contribution (to the layer)")
@@ -22,8 +28,17 @@ void add_policy_flags(CLI::App& command, PolicyFlags& flags) {
       ->capture_default_str();
   command
       .add_option("--fallback", flags.fallback,
-                  "What a head that is not read in full reads: none or window")
-      ->check(CLI::IsMember({"none", "window"}))
+                  "What a head that is not read in full reads: none, window or pages")
+      ->check(CLI::IsMember({"none", "window", "pages"}))
+      ->capture_default_str();
+  command
+      .add_option("--pages", flags.values.pages,
+                  "Share of its pages that a head chooses, sink and newest included")
+      ->capture_default_str();
+  command
+      .add_option("--page-score", flags.page_score,
+                  "How pages are scored: mean (the query times the page's mean key)")
+      ->check(CLI::IsMember({"mean"}))
       ->capture_default_str();
   command.add_option("--sink", flags.values.sink, "Pages always read at the begin of the text")
       ->check(CLI::Range(0, 1 << 20))
@@ -41,11 +56,20 @@ void add_policy_flags(CLI::App& command, PolicyFlags& flags) {
 Result<study::Policy> read_policy(const PolicyFlags& flags) {
   study::Policy policy = flags.values;
   policy.kind = flags.policy == "window"   ? study::PolicyKind::kWindow
+                : flags.policy == "pages"  ? study::PolicyKind::kPages
+                : flags.policy == "static" ? study::PolicyKind::kStatic
                 : flags.policy == "random" ? study::PolicyKind::kRandom
                 : flags.policy == "oracle" ? study::PolicyKind::kOracle
                                            : study::PolicyKind::kDense;
   policy.rank_by = flags.rank_by == "norm" ? study::RankBy::kNorm : study::RankBy::kContribution;
-  policy.fallback = flags.fallback == "none" ? study::Fallback::kNone : study::Fallback::kWindow;
+  policy.fallback = flags.fallback == "none"     ? study::Fallback::kNone
+                    : flags.fallback == "window" ? study::Fallback::kWindow
+                                                 : study::Fallback::kPages;
+  const bool of_model = flags.scope == "model" || (flags.scope.empty() && flags.policy == "static");
+  policy.scope = of_model ? study::Scope::kModel : study::Scope::kLayer;
+  if (of_model && policy.kind != study::PolicyKind::kStatic) {
+    return bad_input("command line", "--scope", "model", "layer, unless --policy is static");
+  }
   if (!flags.dense_layers.empty()) {
     POLAR_ASSIGN(policy.dense_layers, parse_list("--dense-layers", flags.dense_layers, 0));
   }
@@ -54,6 +78,35 @@ Result<study::Policy> read_policy(const PolicyFlags& flags) {
                      "a share in (0, 1]");
   }
   return policy;
+}
+
+Result<Sparse> make_sparse(const ModelFlags& flags, const study::Policy& policy,
+                           backend::Device& device, const model::ModelConfig& config,
+                           const model::ModelFile* file) {
+  Sparse sparse{study::policy_name(policy.kind), nullptr};
+  sparsity::Profile profile;
+  if (!flags.profile.empty()) {
+    POLAR_ASSIGN(profile, sparsity::read_profile(flags.profile));
+    POLAR_RETURN_IF_ERROR(sparsity::check_profile(profile, flags.profile, config.layers,
+                                                  config.kv_heads,
+                                                  file != nullptr ? file->fingerprint() : ""));
+    if (policy.kind == study::PolicyKind::kDense) {
+      POLAR_ASSIGN(const int point, sparsity::find_point(profile, flags.profile, flags.point));
+      sparse.name = profile.points[point].name;
+      if (point == 0) return sparse;
+      POLAR_ASSIGN(sparse.planner, study::point_planner(device, profile, point));
+      return sparse;
+    }
+  }
+  if (policy.kind == study::PolicyKind::kDense) return sparse;
+  const std::vector<int> ranked =
+      study::rank_units(profile.text_importance, profile.retrieval_importance);
+  if (file != nullptr) {
+    POLAR_ASSIGN(sparse.planner, study::make_planner(policy, device, *file, ranked));
+  } else {
+    POLAR_ASSIGN(sparse.planner, study::make_planner(policy, device, config, ranked));
+  }
+  return sparse;
 }
 
 }  // namespace polar::cli

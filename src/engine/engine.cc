@@ -26,7 +26,7 @@ std::string mib(size_t bytes) {
 /// How large the cache and the steps may be.
 Result<SchedulerLimits> choose_limits(const backend::Device& device,
                                       const model::ModelConfig& config,
-                                      const EngineOptions& options) {
+                                      const EngineOptions& options, bool selects_pages) {
   const backend::DeviceInfo info = device.info();
   SchedulerLimits limits;
   limits.max_batch = options.max_batch > 0 ? options.max_batch : (info.is_cpu ? 32 : 128);
@@ -44,7 +44,8 @@ Result<SchedulerLimits> choose_limits(const backend::Device& device,
   const backend::KvView one{nullptr, options.kv_dtype, config.layers,
                             1,       config.kv_heads,  config.head_dim};
   const size_t budget = options.kv_bytes > 0 ? options.kv_bytes : info.free_bytes / 2;
-  const size_t affordable = budget / one.page_bytes();
+  const size_t page_bytes = one.page_bytes() + (selects_pages ? one.page_mean_bytes() : 0);
+  const size_t affordable = budget / page_bytes;
   const size_t wanted = static_cast<size_t>(limits.max_batch) * pages_for(limits.max_length);
   limits.pages = static_cast<int>(std::min<size_t>({affordable, wanted, 1u << 30}));
   if (limits.pages < pages_for(limits.max_length)) {
@@ -52,22 +53,12 @@ Result<SchedulerLimits> choose_limits(const backend::Device& device,
     if (fixed || limits.pages == 0) {
       return bad_input(options.kv_bytes > 0 ? "command line" : "memory", "--kv-memory", mib(budget),
                        fmt::format("at least {} for {} tokens",
-                                   mib(one.page_bytes() * pages_for(fixed ? limits.max_length : 1)),
+                                   mib(page_bytes * pages_for(fixed ? limits.max_length : 1)),
                                    fixed ? limits.max_length : kPageTokens));
     }
     limits.max_length = limits.pages * kPageTokens;
   }
   return limits;
-}
-
-bool selects_pages(const sparsity::Profile& profile) {
-  for (const auto& point : profile.points) {
-    for (const auto& budget : point.budgets) {
-      if (budget.kind == backend::ReadKind::kPages || budget.fallback == backend::ReadKind::kPages)
-        return true;
-    }
-  }
-  return false;
 }
 
 Error wrong(std::string_view key, const std::string& found, const std::string& expected) {
@@ -84,14 +75,15 @@ Result<std::unique_ptr<Engine>> Engine::create(backend::Device& device,
                                                const EngineOptions& options) {
   const int points = profile == nullptr ? 1 : static_cast<int>(profile->points.size());
   std::unique_ptr<Engine> engine(new Engine(weights.config, points));
-  POLAR_ASSIGN(engine->limits_, choose_limits(device, weights.config, options));
+  const bool selects_pages = points > 1 && profile->selects_pages();
+  POLAR_ASSIGN(engine->limits_, choose_limits(device, weights.config, options, selects_pages));
   std::unique_ptr<model::Planner> planner;
   if (points > 1) {
     POLAR_ASSIGN(planner, model::ProfilePlanner::create(device, *profile));
   } else {
     planner = std::make_unique<model::DensePlanner>();
   }
-  StepLimits limits{engine->limits_, options.kv_dtype, points > 1 && selects_pages(*profile)};
+  StepLimits limits{engine->limits_, options.kv_dtype, selects_pages};
   POLAR_ASSIGN(auto runner, StepRunner::create(device, weights, *planner, limits));
   const bool pipelined =
       options.pipeline == EngineOptions::Pipeline::kOn ||

@@ -92,24 +92,23 @@ void EngineThread::read(std::unique_ptr<OpenStep> step) {
   runner_->wait(*step);
   ++counters_.steps;
   const backend::Sampled* results = step->sampled.data();
-  const int32_t* blocks_read = step->blocks_read.data();
+  const backend::ReadCount* counts = step->read.data();
   for (const StepChunk& chunk : step->plan.chunks) {
     // Rows of a sequence that ended after they were queued are dropped.
-    if (!chunk.sequence->done()) read_chunk(chunk, results, blocks_read);
+    if (!chunk.sequence->done()) read_chunk(chunk, results, counts);
     results += chunk.logit_rows();
-    if (chunk.planned) blocks_read += chunk.rows;
+    if (chunk.planned) counts += chunk.rows;
   }
   scheduler_.complete(step->plan);
 }
 
 void EngineThread::read_chunk(const StepChunk& chunk, const backend::Sampled* results,
-                              const int32_t* blocks_read) {
+                              const backend::ReadCount* counts) {
   Job& job = static_cast<Job&>(*chunk.sequence);
-  const auto block_bytes = static_cast<double>(runner_->kv().block_bytes());
+  const backend::KvView& kv = runner_->kv();
   for (int row = 0; chunk.planned && row < chunk.rows; ++row) {
-    const double read = blocks_read[row] * block_bytes;
-    const double dense =
-        static_cast<double>(runner_->dense_blocks(chunk.position + row)) * block_bytes;
+    const double read = kv.bytes(counts[row]);
+    const double dense = kv.bytes({runner_->dense_blocks(chunk.position + row), 0});
     job.usage.kv_bytes_read += read;
     job.usage.kv_bytes_dense += dense;
     counters_.kv_bytes_read += read;

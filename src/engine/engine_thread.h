@@ -31,7 +31,7 @@ class EngineThread {
   bool needs_tokens() const;
   void read(std::unique_ptr<OpenStep> step);
   void read_chunk(const StepChunk& chunk, const backend::Sampled* results,
-                  const int32_t* blocks_read);
+                  const backend::ReadCount* counts);
   void finish(Job& job, FinishReason reason, Event event);
   void publish_stats();
 

@@ -33,11 +33,7 @@ Result<int> LoadedModel::point(const std::string& name) const {
     if (name.empty() || name == "dense") return 0;
     return bad_input("command line", "--point", "'" + name + "' without a profile", "--profile");
   }
-  if (name.empty()) return profile->points.size() > 1 ? 1 : 0;
-  if (const int index = profile->find(name); index >= 0) return index;
-  std::string names;
-  for (const auto& point : profile->points) names += (names.empty() ? "" : ", ") + point.name;
-  return bad_input("command line", "--point", "'" + name + "'", "one of " + names);
+  return sparsity::find_point(*profile, "command line", name);
 }
 
 Result<std::unique_ptr<Engine>> LoadedModel::make_engine(const EngineOptions& options) const {

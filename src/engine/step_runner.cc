@@ -43,6 +43,11 @@ Status StepRunner::allocate() {
   kv_ = {nullptr, limits_.kv_dtype, config.layers, limits.pages, config.kv_heads, config.head_dim};
   POLAR_ASSIGN(kv_buffer_, device_.allocate(kv_.total_bytes(), "KV cache (less: --kv-memory)"));
   kv_.data = kv_buffer_.as<std::byte>();
+  if (limits_.selects_pages) {
+    POLAR_ASSIGN(means_buffer_, device_.allocate(kv_.page_mean_bytes() * kv_.pages,
+                                                 "page scores (less: --kv-memory)"));
+    kv_.means = means_buffer_.as<std::byte>();
+  }
 
   const size_t stride =
       std::bit_ceil(static_cast<size_t>((limits.max_length + kPageTokens - 1) / kPageTokens));
@@ -69,11 +74,10 @@ Status StepRunner::allocate() {
   return {};
 }
 
-int64_t StepRunner::dense_blocks(int position) const {
-  int64_t blocks = 0;
+int32_t StepRunner::dense_blocks(int position) const {
+  int32_t blocks = 0;
   for (const auto& [window, layers] : windows_) {
-    blocks += static_cast<int64_t>(layers) * kv_.kv_heads *
-              backend::full_ranges(position, window, 0).tail_count;
+    blocks += layers * kv_.kv_heads * backend::full_ranges(position, window, 0).tail_count;
   }
   return blocks;
 }
@@ -193,14 +197,14 @@ std::unique_ptr<OpenStep> StepRunner::queue(StepPlan plan) {
     run();
   }
   step->sampled.resize(batch_.logit_rows);
-  step->blocks_read.resize(batch_.planned_rows());
+  step->read.resize(batch_.planned_rows());
   if (!step->sampled.empty()) {
     device_.download_later(step->sampled.data(), sampled_.data(),
                            step->sampled.size() * sizeof(backend::Sampled));
   }
-  if (!step->blocks_read.empty()) {
-    device_.download_later(step->blocks_read.data(), decoder_->pages_read(),
-                           step->blocks_read.size() * sizeof(int32_t));
+  if (!step->read.empty()) {
+    device_.download_later(step->read.data(), decoder_->read_counts(),
+                           step->read.size() * sizeof(backend::ReadCount));
   }
   step->mark = device_.mark();
   return step;

@@ -24,7 +24,7 @@ struct OpenStep {
   StepPlan plan;
   uint64_t mark = 0;
   std::vector<backend::Sampled> sampled;  // [logit rows], in the order of the plan's rows
-  std::vector<int32_t> blocks_read;       // [planned rows] over all layers and KV heads
+  std::vector<backend::ReadCount> read;   // [planned rows] over all layers and KV heads
 };
 
 class StepRunner {
@@ -41,7 +41,7 @@ class StepRunner {
   void wait(const OpenStep& step) { device_.wait(step.mark); }
 
   /// Blocks (page, KV head) that a dense row at this position reads, over all layers.
-  int64_t dense_blocks(int position) const;
+  int32_t dense_blocks(int position) const;
   const backend::KvView& kv() const { return kv_; }
 
  private:
@@ -61,7 +61,7 @@ class StepRunner {
   StepLimits limits_;
   std::unique_ptr<model::Decoder> decoder_;
   backend::KvView kv_;
-  backend::Buffer kv_buffer_, arrays_, edits_buffer_, last_token_, sampled_;
+  backend::Buffer kv_buffer_, means_buffer_, arrays_, edits_buffer_, last_token_, sampled_;
   uint64_t edits_epoch_ = 0;                  // how often edits_buffer_ has moved
   std::vector<std::pair<int, int>> windows_;  // sliding window, layers that have it
 

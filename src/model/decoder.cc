@@ -50,7 +50,7 @@ Status Decoder::allocate() {
       {&logits_, static_cast<size_t>(limits_.logit_rows) * config.vocabulary * sizeof(float)},
       {&rotation_, rows * config.rope.dim * sizeof(float)},
       {&units_, rows * config.kv_heads * sizeof(backend::PageRanges)},
-      {&pages_read_, rows * sizeof(int32_t)},
+      {&read_, rows * sizeof(backend::ReadCount)},
   };
   for (const auto& [buffer, bytes] : wanted) {
     if (bytes == 0) continue;
@@ -79,8 +79,8 @@ Tensor Decoder::hidden(int rows) {
   return residual;
 }
 
-const int32_t* Decoder::pages_read() const {
-  return pages_read_.as<int32_t>();
+const backend::ReadCount* Decoder::read_counts() const {
+  return read_.as<backend::ReadCount>();
 }
 
 float* Decoder::forward(const Batch& batch, const KvView& kv, Planner& planner,
@@ -99,7 +99,7 @@ void Decoder::embed(const Batch& batch, const int32_t* last_token) {
   const ModelConfig& config = weights_.config;
   pending_add_ = false;
   if (batch.planned_rows() > 0)
-    device_.fill_zero(pages_read_.data(), batch.planned_rows() * sizeof(int32_t));
+    device_.fill_zero(read_.data(), batch.planned_rows() * sizeof(backend::ReadCount));
   backend::EmbedArgs args;
   args.batch = &batch;
   args.last_token = last_token;
@@ -140,7 +140,7 @@ void Decoder::attention_half(int layer, const Batch& batch, const KvView& kv, Pl
   qkv.scratch = view(qkv_scratch_, batch.rows, config.query_width() + 2 * config.kv_width());
   ops.qkv(qkv);
 
-  const backend::ReadPlan plan{units_.as<backend::PageRanges>(), pages_read_.as<int32_t>()};
+  const backend::ReadPlan plan{units_.as<backend::PageRanges>(), read_.as<backend::ReadCount>()};
   if (batch.planned_rows() > 0)
     planner.plan({device_, config, layer, batch, kv, normed, query, output, plan});
 

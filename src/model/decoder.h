@@ -29,6 +29,11 @@ class Planner {
  public:
   virtual ~Planner() = default;
   virtual void plan(const LayerContext& context) = 0;
+  /// Whether units choose among their pages: then the KvView has mean keys, and the Batch room for
+  /// lists.
+  virtual bool selects_pages() const { return false; }
+  /// Operating points that rows may name (Batch::point).
+  virtual int points() const { return 1; }
 };
 
 /// Every planned row reads every position up to its own.
@@ -65,9 +70,9 @@ class Decoder {
   /// replaced.
   Tensor hidden(int rows);
 
-  /// Blocks (page, KV head) that each planned row read in the last step, summed over layers: device
-  /// memory, [planned rows].
-  const int32_t* pages_read() const;
+  /// What each planned row read in the last step, summed over layers: device memory, [planned
+  /// rows].
+  const backend::ReadCount* read_counts() const;
 
   const Weights& weights() const { return weights_; }
   backend::Device& device() const { return device_; }
@@ -84,7 +89,7 @@ class Decoder {
   bool pending_add_ =
       false;  // the last half's result waits in `delta_` to be added by the next norm
   backend::Buffer residual_, normed_, delta_, query_, attention_, qkv_scratch_, mlp_scratch_,
-      head_scratch_, logits_, rotation_, units_, pages_read_;
+      head_scratch_, logits_, rotation_, units_, read_;
 };
 
 }  // namespace polar::model

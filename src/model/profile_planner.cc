@@ -7,6 +7,7 @@ Result<std::unique_ptr<ProfilePlanner>> ProfilePlanner::create(backend::Device& 
   std::unique_ptr<ProfilePlanner> planner(new ProfilePlanner);
   planner->points_ = static_cast<int>(profile.points.size());
   planner->kv_heads_ = profile.kv_heads;
+  planner->selects_pages_ = profile.selects_pages();
   std::vector<backend::UnitBudget> budgets;
   std::vector<backend::PointLimits> limits;
   for (int layer = 0; layer < profile.layers; ++layer) {
@@ -34,6 +35,9 @@ void ProfilePlanner::plan(const LayerContext& context) {
   args.budgets = budgets_.as<backend::UnitBudget>() +
                  static_cast<ptrdiff_t>(context.layer) * points_ * kv_heads_;
   args.limits = limits_.as<backend::PointLimits>();
+  args.heads = context.config.heads;
+  args.scale = context.config.attention_scale();
+  args.query = context.query;
   args.plan = context.plan;
   context.device.ops().plan(args);
 }

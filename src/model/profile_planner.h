@@ -12,11 +12,14 @@ class ProfilePlanner : public Planner {
   static Result<std::unique_ptr<ProfilePlanner>> create(backend::Device& device,
                                                         const sparsity::Profile& profile);
   void plan(const LayerContext& context) override;
+  bool selects_pages() const override { return selects_pages_; }
+  int points() const override { return points_; }
 
  private:
   ProfilePlanner() = default;
   int points_ = 0;
   int kv_heads_ = 0;
+  bool selects_pages_ = false;
   backend::Buffer budgets_;  // [layers][points][kv_heads]
   backend::Buffer limits_;   // [points]
 };

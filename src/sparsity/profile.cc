@@ -13,6 +13,25 @@ int Profile::find(const std::string& name) const {
   return found == points.end() ? -1 : static_cast<int>(found - points.begin());
 }
 
+Result<int> find_point(const Profile& profile, const std::string& directory,
+                       const std::string& name) {
+  if (name.empty()) return profile.points.size() > 1 ? 1 : 0;
+  if (const int point = profile.find(name); point >= 0) return point;
+  std::string names;
+  for (const auto& point : profile.points) names += (names.empty() ? "" : ", ") + point.name;
+  return bad_input(directory, "--point", "'" + name + "'", "one of " + names);
+}
+
+bool Profile::selects_pages() const {
+  for (const OperatingPoint& point : points) {
+    for (const UnitBudget& budget : point.budgets) {
+      const bool falls_back = budget.kind == ReadKind::kRouted;
+      if ((falls_back ? budget.fallback : budget.kind) == ReadKind::kPages) return true;
+    }
+  }
+  return false;
+}
+
 Profile dense_profile(int layers, int kv_heads) {
   const std::vector<UnitBudget> full(static_cast<size_t>(layers) * kv_heads);
   Profile profile;

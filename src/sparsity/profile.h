@@ -37,6 +37,12 @@ struct Profile {
   int context_min = 0;  // the context lengths it was measured for, tokens
   int context_max = 0;
   std::vector<OperatingPoint> points;
+  /// What the model's answers lose (KL, nats per token) when one unit alone falls back, [layers *
+  /// kv_heads]: on plain text, and on retrieval prompts. Empty: not measured.
+  std::vector<double> text_importance, retrieval_importance;
+
+  /// Whether some unit of some point chooses among its pages.
+  bool selects_pages() const;
 
   /// Index of a point by name, or -1.
   int find(const std::string& name) const;
@@ -56,6 +62,11 @@ Result<Profile> read_profile(const std::string& directory);
 
 /// Writes DIR/profile.json (and makes DIR), whole or not at all.
 Status write_profile(const std::string& directory, const Profile& profile);
+
+/// Index of a profile's point by name. Without a name: the first point after dense, or dense.
+/// Errors: a name that the profile does not have.
+Result<int> find_point(const Profile& profile, const std::string& directory,
+                       const std::string& name);
 
 /// Says why a profile does not belong to a model of this shape and fingerprint, if it does not.
 Status check_profile(const Profile& profile, const std::string& directory, int layers, int kv_heads,

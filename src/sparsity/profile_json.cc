@@ -154,6 +154,35 @@ Result<OperatingPoint> read_point(const Reader& reader, const ordered_json& json
   return point;
 }
 
+/// [layers][kv_heads] numbers as one list, or nothing where the key is missing.
+Result<std::vector<double>> read_table(const Reader& reader, const ordered_json& object,
+                                       const std::string& key, const Profile& profile) {
+  std::vector<double> values;
+  const auto table = object.find(key);
+  if (table == object.end()) return values;
+  const std::string expected =
+      std::to_string(profile.layers) + " lists of " + std::to_string(profile.kv_heads) + " numbers";
+  if (!table->is_array() || static_cast<int>(table->size()) != profile.layers)
+    return reader.wrong("importance." + key, Reader::short_text(*table), expected);
+  for (const ordered_json& row : *table) {
+    if (!row.is_array() || static_cast<int>(row.size()) != profile.kv_heads)
+      return reader.wrong("importance." + key, Reader::short_text(row), expected);
+    for (const ordered_json& value : row) {
+      if (!value.is_number() || !std::isfinite(value.get<double>()))
+        return reader.wrong("importance." + key, Reader::short_text(value), expected);
+      values.push_back(value.get<double>());
+    }
+  }
+  return values;
+}
+
+ordered_json table_json(const std::vector<double>& values, int kv_heads) {
+  ordered_json table = ordered_json::array();
+  for (size_t begin = 0; begin < values.size(); begin += kv_heads)
+    table.push_back(std::vector<double>(values.begin() + begin, values.begin() + begin + kv_heads));
+  return table;
+}
+
 }  // namespace
 
 Result<Profile> read_profile(const std::string& directory) {
@@ -175,6 +204,13 @@ Result<Profile> read_profile(const std::string& directory) {
   POLAR_ASSIGN(profile.fingerprint, reader.text(json, "model"));
   POLAR_ASSIGN(profile.context_min, reader.whole(json, "context_min", 0, 1 << 30));
   POLAR_ASSIGN(profile.context_max, reader.whole(json, "context_max", 0, 1 << 30));
+  if (const auto importance = json.find("importance"); importance != json.end()) {
+    if (!importance->is_object())
+      return reader.wrong("importance", Reader::short_text(*importance), "an object");
+    POLAR_ASSIGN(profile.text_importance, read_table(reader, *importance, "text", profile));
+    POLAR_ASSIGN(profile.retrieval_importance,
+                 read_table(reader, *importance, "retrieval", profile));
+  }
   const auto points = json.find("points");
   if (points == json.end() || !points->is_array() || points->empty()) {
     return reader.wrong("points", points == json.end() ? "nothing" : Reader::short_text(*points),
@@ -207,6 +243,11 @@ Status write_profile(const std::string& directory, const Profile& profile) {
                        {"points", ordered_json::array()}};
   for (const OperatingPoint& point : profile.points) {
     json["points"].push_back(point_json(point, profile.layers, profile.kv_heads));
+  }
+  if (!profile.text_importance.empty()) {
+    json["importance"]["text"] = table_json(profile.text_importance, profile.kv_heads);
+    if (!profile.retrieval_importance.empty())
+      json["importance"]["retrieval"] = table_json(profile.retrieval_importance, profile.kv_heads);
   }
   std::ofstream out(part, std::ios::binary);
   out << json.dump(1) << "\n";

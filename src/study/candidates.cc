@@ -36,7 +36,8 @@ OperatingPoint point_of(std::string name, int recent, std::vector<UnitBudget> bu
 std::vector<int> rank_units(const std::vector<double>& text_loss,
                             const std::vector<double>& retrieval_loss) {
   const std::vector<int> text = places(text_loss);
-  const std::vector<int> retrieval = retrieval_loss.empty() ? text : places(retrieval_loss);
+  const std::vector<int> retrieval =
+      retrieval_loss.size() == text.size() ? places(retrieval_loss) : text;
   std::vector<int> ranked(text.size());
   std::iota(ranked.begin(), ranked.end(), 0);
   std::stable_sort(ranked.begin(), ranked.end(), [&](int a, int b) {

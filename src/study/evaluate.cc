@@ -62,8 +62,11 @@ class Evaluator {
   Status prepare(const model::Weights& weights) {
     POLAR_ASSIGN(decoder_, model::Decoder::create(
                                device_, weights, {options_.rows_per_step, options_.rows_per_step}));
-    if (!dense_is_known()) POLAR_RETURN_IF_ERROR(make_cache(dense_cache_));
-    if (planner_ != nullptr) POLAR_RETURN_IF_ERROR(make_cache(sparse_cache_));
+    if (!dense_is_known()) POLAR_RETURN_IF_ERROR(make_cache(dense_cache_, 0));
+    if (planner_ != nullptr) {
+      const int choosing_rows = planner_->selects_pages() ? options_.rows_per_step : 0;
+      POLAR_RETURN_IF_ERROR(make_cache(sparse_cache_, choosing_rows));
+    }
     return {};
   }
 
@@ -83,9 +86,9 @@ class Evaluator {
  private:
   bool dense_is_known() const { return options_.known_dense_perplexity > 0; }
 
-  Status make_cache(std::unique_ptr<SequenceCache>& cache) {
-    POLAR_ASSIGN(auto made,
-                 SequenceCache::create(device_, config_, options_.kv_dtype, 1, windows_.context));
+  Status make_cache(std::unique_ptr<SequenceCache>& cache, int choosing_rows) {
+    POLAR_ASSIGN(auto made, SequenceCache::create(device_, config_, options_.kv_dtype, 1,
+                                                  windows_.context, 0, choosing_rows));
     cache = std::make_unique<SequenceCache>(std::move(made));
     return {};
   }
@@ -114,7 +117,7 @@ class Evaluator {
       dense = step(*dense_cache_, {0, begin, tokens, false}, logit_rows, dense_planner_);
     if (planner_ != nullptr) {
       sparse = step(*sparse_cache_, {0, begin, tokens, !in_prompt}, logit_rows, *planner_);
-      if (!in_prompt) count_blocks(begin, end);
+      if (!in_prompt) count_bytes(begin, end);
     }
     add_scores(window, first_scored, dense, sparse, static_cast<int>(logit_rows.size()));
   }
@@ -128,14 +131,15 @@ class Evaluator {
     return host;
   }
 
-  void count_blocks(int begin, int end) {
-    std::vector<int32_t> read(end - begin);
-    device_.download(read.data(), decoder_->pages_read(), read.size() * sizeof(int32_t));
-    for (const int32_t blocks : read) result_.kv_blocks += blocks;
+  void count_bytes(int begin, int end) {
+    const backend::KvView& kv = sparse_cache_->kv();
+    std::vector<backend::ReadCount> read(end - begin);
+    device_.download(read.data(), decoder_->read_counts(), read.size() * sizeof(read[0]));
+    for (const backend::ReadCount& row : read) result_.kv_bytes += kv.bytes(row);
     for (int layer = 0; layer < config_.layers; ++layer) {
       for (int row = begin; row < end; ++row) {
         const auto full = backend::full_ranges(row, config_.sliding_window[layer], 0);
-        result_.dense_kv_blocks += static_cast<double>(full.tail_count) * config_.kv_heads;
+        result_.dense_kv_bytes += kv.bytes({full.tail_count * config_.kv_heads, 0});
       }
     }
   }

@@ -46,12 +46,10 @@ struct Evaluation {
   double sparse_perplexity = 0;
   double kl = 0;         // mean KL(dense || sparse) per scored token, nats
   double agreement = 0;  // share of scored tokens whose likeliest next token is the same
-  double kv_blocks = 0, dense_kv_blocks = 0;  // read by the scored rows
+  double kv_bytes = 0, dense_kv_bytes = 0;  // read by the scored rows, mean keys included
 
   double ratio() const { return sparse_perplexity / dense_perplexity; }
-  double effective_density() const {
-    return dense_kv_blocks > 0 ? kv_blocks / dense_kv_blocks : 1.0;
-  }
+  double effective_density() const { return dense_kv_bytes > 0 ? kv_bytes / dense_kv_bytes : 1.0; }
 };
 
 /// Scores every token of every window but its first (and but the prompt), dense and with `planner`,

@@ -47,7 +47,7 @@ void HostPlanner::begin_step(const LayerContext& context) {
   context.device.download(table_begin_.data(), batch.sequence + batch.prefill_rows,
                           planned * sizeof(int32_t));
   for (int32_t& begin : table_begin_) begin *= batch.table_stride;
-  pages_read_.assign(planned, 0);
+  read_.assign(planned, {});
 }
 
 PageRanges HostPlanner::full(const LayerContext& context, int row) const {
@@ -75,12 +75,11 @@ void HostPlanner::plan(const LayerContext& context) {
     for (int head = 0; head < heads; ++head) {
       const size_t unit = static_cast<size_t>(row) * heads + head;
       units[unit] = keep[unit] ? full(context, row) : fallback(context, row);
-      pages_read_[row] += units[unit].count + units[unit].tail_count;
+      read_[row].blocks += units[unit].count + units[unit].tail_count;
     }
   }
   write(context, units);
-  context.device.upload(context.plan.pages_read, pages_read_.data(),
-                        pages_read_.size() * sizeof(int32_t));
+  context.device.upload(context.plan.read, read_.data(), read_.size() * sizeof(backend::ReadCount));
 }
 
 void RandomPlanner::choose(const LayerContext& context, std::vector<char>& keep) {

@@ -33,7 +33,7 @@ class HostPlanner : public model::Planner {
 
   Policy policy_;
   std::vector<int32_t> position_, table_begin_;  // [planned row]
-  std::vector<int32_t> pages_read_;              // [planned row]
+  std::vector<backend::ReadCount> read_;         // [planned row]
 };
 
 /// Random units, drawn anew for every row and layer: the control.

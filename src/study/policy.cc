@@ -1,6 +1,7 @@
 #include "study/policy.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "model/profile_planner.h"
 #include "study/host_planner.h"
@@ -17,6 +18,10 @@ const char* policy_name(PolicyKind kind) {
       return "dense";
     case PolicyKind::kWindow:
       return "window";
+    case PolicyKind::kPages:
+      return "pages";
+    case PolicyKind::kStatic:
+      return "static";
     case PolicyKind::kRandom:
       return "random";
     case PolicyKind::kOracle:
@@ -27,13 +32,48 @@ const char* policy_name(PolicyKind kind) {
 
 namespace {
 
-/// Every planned row at the last point of a profile, whatever its own point says: an evaluation
-/// looks at one policy at a time.
-Result<std::unique_ptr<model::Planner>> last_point_planner(backend::Device& device,
-                                                           sparsity::Profile profile) {
-  profile.points.erase(profile.points.begin(), profile.points.end() - 1);
-  POLAR_ASSIGN(auto planner, model::ProfilePlanner::create(device, profile));
-  return std::unique_ptr<model::Planner>(std::move(planner));
+backend::UnitBudget fallback_budget(const Policy& policy) {
+  backend::UnitBudget budget;
+  budget.kind = policy.fallback == Fallback::kNone     ? backend::ReadKind::kNone
+                : policy.fallback == Fallback::kWindow ? backend::ReadKind::kWindow
+                                                       : backend::ReadKind::kPages;
+  budget.pages_per_mille = static_cast<uint16_t>(std::lround(policy.pages * 1000));
+  return budget;
+}
+
+/// Dense, and a point in which the units of `full` read everything, the others their fallback.
+sparsity::Profile two_points(const Policy& policy, const model::ModelConfig& config,
+                             const std::vector<int>& full) {
+  sparsity::Profile profile = sparsity::dense_profile(config.layers, config.kv_heads);
+  sparsity::OperatingPoint point = profile.points[0];
+  point.name = policy_name(policy.kind);
+  point.limits = {policy.sink, policy.recent, 0};
+  for (size_t unit = 0; unit < point.budgets.size(); ++unit) {
+    if (!policy.is_dense(static_cast<int>(unit) / config.kv_heads))
+      point.budgets[unit] = fallback_budget(policy);
+  }
+  for (const int unit : full) point.budgets[unit] = {};
+  profile.points.push_back(std::move(point));
+  return profile;
+}
+
+/// The best units that the density affords, of the layers that are not dense anyhow.
+std::vector<int> full_units(const Policy& policy, const model::ModelConfig& config,
+                            const std::vector<int>& ranked) {
+  int sparse_layers = 0;
+  for (int layer = 0; layer < config.layers; ++layer) sparse_layers += !policy.is_dense(layer);
+  const bool by_layer = policy.scope == Scope::kLayer;
+  std::vector<int> left(config.layers, policy.kept(config.kv_heads));
+  int left_in_all = static_cast<int>(std::lround(policy.density * sparse_layers * config.kv_heads));
+  std::vector<int> full;
+  for (const int unit : ranked) {
+    const int layer = unit / config.kv_heads;
+    int& budget = by_layer ? left[layer] : left_in_all;
+    if (policy.is_dense(layer) || budget == 0) continue;
+    full.push_back(unit);
+    --budget;
+  }
+  return full;
 }
 
 Status validate(const Policy& policy, const model::ModelConfig& config) {
@@ -43,37 +83,62 @@ Status validate(const Policy& policy, const model::ModelConfig& config) {
                        "layers below " + std::to_string(config.layers));
     }
   }
-  if (!(policy.density > 0 && policy.density <= 1)) {
-    return bad_input("command line", "--density", std::to_string(policy.density),
-                     "a share in (0, 1]");
-  }
-  return {};
+  const auto check_share = [](const char* flag, double share) -> Status {
+    if (share > 0 && share <= 1) return {};
+    return bad_input("command line", flag, std::to_string(share), "a share in (0, 1]");
+  };
+  POLAR_RETURN_IF_ERROR(check_share("--density", policy.density));
+  return check_share("--pages", policy.pages);
 }
 
 }  // namespace
 
+Result<std::unique_ptr<model::Planner>> point_planner(backend::Device& device,
+                                                      const sparsity::Profile& profile, int point) {
+  sparsity::Profile one = profile;
+  one.points = {profile.points[point]};
+  POLAR_ASSIGN(auto planner, model::ProfilePlanner::create(device, one));
+  return std::unique_ptr<model::Planner>(std::move(planner));
+}
+
 Result<std::unique_ptr<model::Planner>> make_planner(const Policy& policy, backend::Device& device,
-                                                     const model::ModelConfig& config) {
+                                                     const model::ModelConfig& config,
+                                                     const std::vector<int>& ranked) {
   POLAR_RETURN_IF_ERROR(validate(policy, config));
   switch (policy.kind) {
     case PolicyKind::kDense:
       return std::unique_ptr<model::Planner>(new model::DensePlanner);
     case PolicyKind::kWindow:
-      return last_point_planner(
-          device, sparsity::window_profile(config.layers, config.kv_heads, policy.sink,
-                                           policy.recent, policy.dense_layers));
+    case PolicyKind::kPages: {
+      Policy all = policy;
+      all.fallback = policy.kind == PolicyKind::kWindow ? Fallback::kWindow : Fallback::kPages;
+      return point_planner(device, two_points(all, config, {}), 1);
+    }
+    case PolicyKind::kStatic:
+      if (ranked.empty()) {
+        return bad_input("command line", "--policy static", "no ranking of the units",
+                         "--profile with a profile that polar calibrate wrote for this model");
+      }
+      return point_planner(device, two_points(policy, config, full_units(policy, config, ranked)),
+                           1);
     case PolicyKind::kRandom:
+      if (policy.fallback == Fallback::kPages) break;
       return std::unique_ptr<model::Planner>(new RandomPlanner(policy));
     case PolicyKind::kOracle:
       break;
   }
   return bad_input("command line", "--policy", policy_name(policy.kind),
-                   "one that needs no weights");
+                   "one that needs no weights, or another --fallback");
 }
 
 Result<std::unique_ptr<model::Planner>> make_planner(const Policy& policy, backend::Device& device,
-                                                     const model::ModelFile& file) {
-  if (policy.kind != PolicyKind::kOracle) return make_planner(policy, device, file.config());
+                                                     const model::ModelFile& file,
+                                                     const std::vector<int>& ranked) {
+  if (policy.kind != PolicyKind::kOracle)
+    return make_planner(policy, device, file.config(), ranked);
+  if (policy.fallback == Fallback::kPages) {
+    return bad_input("command line", "--fallback", "pages", "none or window with --policy oracle");
+  }
   POLAR_RETURN_IF_ERROR(validate(policy, file.config()));
   std::vector<std::vector<float>> gram;
   if (policy.rank_by == RankBy::kContribution) gram = output_gram_matrices(file);

@@ -7,12 +7,14 @@
 #include <vector>
 
 #include "model/decoder.h"
+#include "sparsity/profile.h"
 
 namespace polar::study {
 
-enum class PolicyKind { kDense, kWindow, kRandom, kOracle };
+enum class PolicyKind { kDense, kWindow, kPages, kStatic, kRandom, kOracle };
 enum class RankBy { kNorm, kContribution };
-enum class Fallback { kNone, kWindow };
+enum class Fallback { kNone, kWindow, kPages };
+enum class Scope { kLayer, kModel };
 
 /// See CONTRACT.md, `polar eval`. Units are KV heads.
 struct Policy {
@@ -21,8 +23,10 @@ struct Policy {
       1.0;  // share of a layer's units that are read in full: floor(density * units) of them
   RankBy rank_by = RankBy::kContribution;
   Fallback fallback = Fallback::kWindow;
-  int sink = 1;    // pages
-  int recent = 4;  // pages; the page being filled comes on top
+  Scope scope = Scope::kLayer;  // kStatic: the units that share the density
+  double pages = 0.25;          // Fallback::kPages, kPages: share of a unit's pages
+  int sink = 1;                 // pages
+  int recent = 4;               // pages; the page being filled comes on top
   std::vector<int> dense_layers;
   uint64_t seed = 1;
 
@@ -34,12 +38,20 @@ struct Policy {
 const char* policy_name(PolicyKind kind);
 
 /// The planner of a policy. `file` must outlive it (the oracle by contribution reads the output
-/// projections). Errors: a dense layer that the model does not have, density outside (0, 1].
+/// projections). `ranked`: units by what they are worth, for kStatic. Errors: a dense layer that
+/// the model does not have, a share outside (0, 1], kStatic without a ranking.
 Result<std::unique_ptr<model::Planner>> make_planner(const Policy& policy, backend::Device& device,
-                                                     const model::ModelFile& file);
+                                                     const model::ModelFile& file,
+                                                     const std::vector<int>& ranked = {});
 
-/// The same for policies that need no weights (dense, window, random), for benchmarks of shapes.
+/// The same for policies that need no weights (all but the oracle), for benchmarks of shapes.
 Result<std::unique_ptr<model::Planner>> make_planner(const Policy& policy, backend::Device& device,
-                                                     const model::ModelConfig& config);
+                                                     const model::ModelConfig& config,
+                                                     const std::vector<int>& ranked = {});
+
+/// Every planned row at one point of a profile, whatever its own point says: a measurement looks at
+/// one point at a time.
+Result<std::unique_ptr<model::Planner>> point_planner(backend::Device& device,
+                                                      const sparsity::Profile& profile, int point);
 
 }  // namespace polar::study

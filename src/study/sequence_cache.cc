@@ -12,19 +12,24 @@ using backend::kPageTokens;
 Result<SequenceCache> SequenceCache::create(backend::Device& device,
                                             const model::ModelConfig& config, DType kv_dtype,
                                             int sequences, int length, uint64_t shuffle_seed,
-                                            int list_capacity) {
+                                            int choosing_rows) {
   POLAR_CHECK(sequences > 0 && length > 0);
   SequenceCache cache;
   cache.device_ = &device;
   cache.sequences_ = sequences;
   cache.table_stride_ = (length + kPageTokens - 1) / kPageTokens;
-  cache.list_capacity_ = list_capacity;
+  cache.list_capacity_ = choosing_rows * config.kv_heads * cache.table_stride_;
   cache.kv_ = {nullptr,         kv_dtype,       config.layers, sequences * cache.table_stride_,
                config.kv_heads, config.head_dim};
   POLAR_ASSIGN(cache.kv_buffer_,
                device.allocate(cache.kv_.total_bytes(),
                                "KV cache (smaller: --context, --batch or --max-model-len)"));
   cache.kv_.data = cache.kv_buffer_.as<std::byte>();
+  if (choosing_rows > 0) {
+    POLAR_ASSIGN(cache.means_buffer_,
+                 device.allocate(cache.kv_.page_mean_bytes() * cache.kv_.pages, "page scores"));
+    cache.kv_.means = cache.means_buffer_.as<std::byte>();
+  }
   cache.page_of_.resize(cache.kv_.pages);
   std::iota(cache.page_of_.begin(), cache.page_of_.end(), 0);
   if (shuffle_seed != 0) {
@@ -49,10 +54,14 @@ void SequenceCache::fill_random(uint64_t seed) {
       std::memcpy(stretch.data() + i * sizeof(half), &half, sizeof(half));
     }
   }
-  for (size_t done = 0; done < kv_.total_bytes(); done += stretch.size()) {
-    device_->upload(kv_.data + done, stretch.data(),
-                    std::min(stretch.size(), kv_.total_bytes() - done));
-  }
+  const auto fill = [&](std::byte* data, size_t bytes) {
+    for (size_t done = 0; done < bytes; done += stretch.size())
+      device_->upload(data + done, stretch.data(), std::min(stretch.size(), bytes - done));
+  };
+  fill(kv_.data, kv_.total_bytes());
+  // Not the means of these keys, but as good for timing. They are 16-bit values.
+  if (kv_.means != nullptr && kv_.dtype != DType::kF32)
+    fill(kv_.means, kv_.page_mean_bytes() * kv_.pages);
 }
 
 void SequenceCache::put(backend::Buffer& buffer, const std::vector<int32_t>& values) {

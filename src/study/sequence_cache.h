@@ -24,11 +24,11 @@ struct Chunk {
 class SequenceCache {
  public:
   /// `sequences` sequences of up to `length` tokens each. `shuffle_seed` other than 0 scatters the
-  /// pages, as they are in a server that has run for a while. `list_capacity`: entries for selected
-  /// pages behind the page tables.
+  /// pages, as they are in a server that has run for a while. `choosing_rows`: planned rows of a
+  /// step for which pages can be chosen (lists and mean keys are there if it is not 0).
   static Result<SequenceCache> create(backend::Device& device, const model::ModelConfig& config,
                                       DType kv_dtype, int sequences, int length,
-                                      uint64_t shuffle_seed = 0, int list_capacity = 0);
+                                      uint64_t shuffle_seed = 0, int choosing_rows = 0);
 
   const backend::KvView& kv() const { return kv_; }
   int table_stride() const { return table_stride_; }
@@ -46,7 +46,7 @@ class SequenceCache {
 
   backend::Device* device_ = nullptr;
   backend::KvView kv_;
-  backend::Buffer kv_buffer_;
+  backend::Buffer kv_buffer_, means_buffer_;
   std::vector<int32_t> page_of_;  // [sequence][table_stride]
   int sequences_ = 0;
   int table_stride_ = 0;

@@ -31,11 +31,15 @@ class Cell {
        int batch, int context)
       : device_(device), weights_(weights), options_(options), batch_(batch), context_(context) {}
 
-  Status prepare() {
+  /// `planner`: of the sparse side, or null.
+  Status prepare(const model::Planner* planner) {
+    if (planner != nullptr) points_ = planner->points();
+    const bool choosing = planner != nullptr && planner->selects_pages();
     const int rows = std::max(batch_, std::min(context_, kPrefillRows));
     POLAR_ASSIGN(decoder_, model::Decoder::create(device_, weights_, {rows, batch_}));
-    POLAR_ASSIGN(auto cache, SequenceCache::create(device_, weights_.config, options_.kv_dtype,
-                                                   batch_, context_, options_.seed));
+    POLAR_ASSIGN(auto cache,
+                 SequenceCache::create(device_, weights_.config, options_.kv_dtype, batch_,
+                                       context_, options_.seed, choosing ? batch_ : 0));
     cache_ = std::make_unique<SequenceCache>(std::move(cache));
     cache_->fill_random(options_.seed);
     std::mt19937_64 random(options_.seed);
@@ -72,15 +76,19 @@ class Cell {
     return now() - begin;
   }
 
-  double blocks_read() {
-    std::vector<int32_t> read(batch_);
-    device_.download(read.data(), decoder_->pages_read(), read.size() * sizeof(int32_t));
-    double sum = 0;
-    for (const int32_t blocks : read) sum += blocks;
+  /// What the last step read: KV blocks and mean keys of all sequences.
+  backend::ReadCount read() {
+    std::vector<backend::ReadCount> rows(batch_);
+    device_.download(rows.data(), decoder_->read_counts(), rows.size() * sizeof(rows[0]));
+    backend::ReadCount sum;
+    for (const backend::ReadCount& row : rows) {
+      sum.blocks += row.blocks;
+      sum.means += row.means;
+    }
     return sum;
   }
 
-  double block_bytes() const { return static_cast<double>(cache_->kv().block_bytes()); }
+  const backend::KvView& kv() const { return cache_->kv(); }
 
  private:
   static constexpr int kPrefillRows = 512;
@@ -91,7 +99,7 @@ class Cell {
     std::vector<int32_t> logit_rows;
     for (int sequence = 0; sequence < batch_; ++sequence) {
       chunks.push_back({sequence, context_ - 1, std::span(tokens_).subspan(context_ - 1, 1), true,
-                        1 + sequence});
+                        sequence % points_});
       logit_rows.push_back(sequence);
     }
     decode_ = &cache_->pack(chunks, logit_rows);
@@ -101,6 +109,7 @@ class Cell {
   const model::Weights& weights_;
   const StepBenchOptions& options_;
   int batch_, context_;
+  int points_ = 1;
   std::unique_ptr<model::Decoder> decoder_;
   std::unique_ptr<SequenceCache> cache_;
   std::vector<int32_t> tokens_;
@@ -108,19 +117,26 @@ class Cell {
   model::DensePlanner dense_;
 };
 
-/// Random units as data, so that the device plans them: point 1 + s is what sequence s reads, drawn
-/// anew for every layer. Rounding is carried from layer to layer: the share is met exactly over all
-/// of them.
-Result<std::unique_ptr<model::Planner>> random_units(const Policy& policy, backend::Device& device,
-                                                     const model::ModelConfig& config,
-                                                     int sequences) {
+uint64_t next_key() {
+  static uint64_t last = uint64_t{1} << 40;  // behind those of the engine
+  return ++last;
+}
+
+}  // namespace
+
+Result<std::unique_ptr<model::Planner>> random_units_planner(const Policy& policy,
+                                                             backend::Device& device,
+                                                             const model::ModelConfig& config,
+                                                             int sequences) {
   POLAR_RETURN_IF_ERROR(make_planner(policy, device, config));  // says what is wrong with it
   sparsity::Profile profile = sparsity::dense_profile(config.layers, config.kv_heads);
+  const sparsity::OperatingPoint dense = std::move(profile.points[0]);
+  profile.points.clear();
   const auto fallback =
       policy.fallback == Fallback::kNone ? backend::ReadKind::kNone : backend::ReadKind::kWindow;
   std::mt19937_64 random(policy.seed);
   for (int sequence = 0; sequence < sequences; ++sequence) {
-    sparsity::OperatingPoint point = profile.points[0];
+    sparsity::OperatingPoint point = dense;
     point.limits = {policy.sink, policy.recent, 0};
     double carried = 0.5;
     for (int layer = 0; layer < config.layers; ++layer) {
@@ -138,48 +154,33 @@ Result<std::unique_ptr<model::Planner>> random_units(const Policy& policy, backe
   return std::unique_ptr<model::Planner>(std::move(planner));
 }
 
-uint64_t next_key() {
-  static uint64_t last = uint64_t{1} << 40;  // behind those of the engine
-  return ++last;
-}
-
-}  // namespace
-
 Result<StepBenchResult> bench_steps(backend::Device& device, const model::Weights& weights,
-                                    const Policy& policy, const StepBenchOptions& options) {
+                                    const std::string& name, model::Planner* sparse,
+                                    const StepBenchOptions& options) {
   StepBenchResult result;
   result.read_bandwidth = device.measure_read_bandwidth();
   model::DensePlanner dense;
-  std::unique_ptr<model::Planner> sparse;
-  if (policy.kind != PolicyKind::kDense) {
-    if (policy.kind == PolicyKind::kRandom) {
-      const int most = *std::max_element(options.batches.begin(), options.batches.end());
-      POLAR_ASSIGN(sparse, random_units(policy, device, weights.config, most));
-    } else {
-      POLAR_ASSIGN(sparse, make_planner(policy, device, weights.config));
-    }
-  }
   for (const int batch : options.batches) {
     for (const int context : options.contexts) {
       Cell cell(device, weights, options, batch, context);
-      POLAR_RETURN_IF_ERROR(cell.prepare());
+      POLAR_RETURN_IF_ERROR(cell.prepare(sparse));
       const double prefill = options.prefill ? cell.prefill() : 0;
 
       struct Side {
         model::Planner* planner;
-        std::vector<double> seconds;
-        double blocks = 0;
+        std::vector<double> seconds = {};
+        backend::ReadCount read = {};
         uint64_t key = next_key();
       };
       std::vector<Side> sides;
-      sides.push_back({&dense, {}});
-      if (sparse) sides.push_back({sparse.get(), {}});
+      sides.push_back({&dense});
+      if (sparse != nullptr) sides.push_back({sparse});
       // All these planners plan on the device, so a step can be recorded.
       for (int step = -3; step < options.steps; ++step) {  // three steps of warm-up
         for (Side& side : sides) {
           const double seconds = cell.step(*side.planner, side.key);
           if (step >= 0) side.seconds.push_back(seconds);
-          side.blocks = cell.blocks_read();
+          side.read = cell.read();
         }
       }
       double dense_seconds = 0, dense_bytes = 0;
@@ -187,17 +188,18 @@ Result<StepBenchResult> bench_steps(backend::Device& device, const model::Weight
         StepBenchRow row;
         row.batch = batch;
         row.context = context;
-        row.point = side.planner == &dense ? "dense" : policy_name(policy.kind);
+        row.point = side.planner == &dense ? "dense" : name;
         row.step_seconds = median(side.seconds);
         row.prefill_tokens_per_second = prefill;
-        row.kv_bytes = side.blocks * cell.block_bytes();
+        row.kv_bytes = cell.kv().bytes({side.read.blocks, 0});
+        row.score_bytes = cell.kv().bytes({0, side.read.means});
         row.weight_bytes = static_cast<double>(weights.step_bytes());
         row.bandwidth_share = row.read_bytes() / row.step_seconds / result.read_bandwidth;
         if (side.planner == &dense) {
           dense_seconds = row.step_seconds;
           dense_bytes = row.read_bytes();
         }
-        row.effective_density = side.blocks / sides[0].blocks;
+        row.effective_density = cell.kv().bytes(side.read) / cell.kv().bytes(sides[0].read);
         row.speedup = dense_seconds / row.step_seconds;
         row.ideal_speedup = dense_bytes / row.read_bytes();
         row.floor_share = row.read_bytes() / result.read_bandwidth / row.step_seconds;

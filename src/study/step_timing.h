@@ -43,9 +43,19 @@ struct StepBenchResult {
   std::vector<StepBenchRow> rows;
 };
 
-/// Runs the grid. The cache holds seeded random keys and values over shuffled pages. Dense and
-/// sparse steps of a cell alternate, so that drift of the machine hits both; times are medians.
+/// Random units as data, so that the device plans them: point s of its profile is what sequence
+/// s reads, drawn anew for every layer. Rounding is carried from layer to layer: the density is met
+/// exactly over all of them. For bench_steps with up to `sequences` sequences.
+Result<std::unique_ptr<model::Planner>> random_units_planner(const Policy& policy,
+                                                             backend::Device& device,
+                                                             const model::ModelConfig& config,
+                                                             int sequences);
+
+/// Runs the grid, dense and (unless it is null) with `sparse`, which plans on the device. The cache
+/// holds seeded random keys and values over shuffled pages. Dense and sparse steps of a cell
+/// alternate, so that drift of the machine hits both; times are medians.
 Result<StepBenchResult> bench_steps(backend::Device& device, const model::Weights& weights,
-                                    const Policy& policy, const StepBenchOptions& options);
+                                    const std::string& name, model::Planner* sparse,
+                                    const StepBenchOptions& options);
 
 }  // namespace polar::study

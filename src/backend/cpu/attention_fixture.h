@@ -150,7 +150,7 @@ class AttentionStep {
     batch_.pages = pages_.data();
     batch_.list_capacity = list_capacity;
     units_.resize(static_cast<size_t>(batch_.planned_rows()) * cache.view().kv_heads);
-    pages_read_.assign(batch_.planned_rows(), 0);
+    read_.assign(batch_.planned_rows(), {});
     query_.resize(static_cast<size_t>(batch_.rows) * heads_ * cache.view().head_dim);
     std::normal_distribution<float> normal;
     for (float& value : query_) value = normal(random);
@@ -168,7 +168,7 @@ class AttentionStep {
   }
   int32_t* lists() { return pages_.data() + batch_.list_begin(); }
   std::vector<int32_t>& points() { return point_; }
-  std::vector<int32_t>& pages_read() { return pages_read_; }
+  std::vector<ReadCount>& read() { return read_; }
   float* query(int row) { return query_.data() + static_cast<size_t>(row) * row_values(); }
   const float* output(int row) const {
     return output_.data() + static_cast<size_t>(row) * row_values();
@@ -183,7 +183,7 @@ class AttentionStep {
     args.heads = heads_;
     args.window = window;
     args.scale = 1.0f / std::sqrt(static_cast<float>(args.kv.head_dim));
-    plan_ = {units_.data(), pages_read_.data()};
+    plan_ = {units_.data(), read_.data()};
     args.plan = &plan_;
     args.query = {query_.data(), DType::kF32, {batch_.rows, row_values(), 1, 1}, 2};
     args.output = {output_.data(), DType::kF32, {batch_.rows, row_values(), 1, 1}, 2};
@@ -195,7 +195,7 @@ class AttentionStep {
     args.kv = cache_.view();
     args.layer = layer;
     args.window = window;
-    args.plan = {units_.data(), pages_read_.data()};
+    args.plan = {units_.data(), read_.data()};
     return args;
   }
   void poison_output() {
@@ -208,7 +208,7 @@ class AttentionStep {
   Batch batch_;
   std::vector<int32_t> position_, sequence_, point_, chunk_begin_, pages_, cache_sequence_;
   std::vector<PageRanges> units_;
-  std::vector<int32_t> pages_read_;
+  std::vector<ReadCount> read_;
   std::vector<float> query_, output_;
   ReadPlan plan_;
 };

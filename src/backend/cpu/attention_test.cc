@@ -206,53 +206,5 @@ TEST_P(AttentionTest, KeepsItsPrecisionWhenOneTokenTakesAll) {
 INSTANTIATE_TEST_SUITE_P(Isa, AttentionTest, testing::ValuesIn(runnable_kernels()),
                          [](const auto& info) { return std::string(info.param->name); });
 
-/// The plan verb against the pages' definition, one by one.
-TEST(PlanTest, EqualsBruteForceMasks) {
-  std::mt19937 random(5);
-  CpuDevice device(portable_kernels(), 1);
-  for (int round = 0; round < 300; ++round) {
-    const int length = 1 + static_cast<int>(random() % 400);
-    const int window = round % 2 ? 1 + static_cast<int>(random() % 200) : 0;
-    const PagedCache cache({DType::kF16, 1, 3, 4, 0}, {length, 5}, random);
-    const int rows = std::min(length, 1 + static_cast<int>(random() % 3));
-    AttentionStep step(cache, 1, {{1, 0, 5}}, {{0, length - rows, rows}}, 0, random);
-    for (int row = 0; row < rows; ++row) step.points()[5 + row] = static_cast<int>(random() % 2);
-    const UnitBudget budgets[] = {{}, {}, {}, {ReadKind::kNone}, {ReadKind::kWindow}, {}};
-    PointLimits limits[2];
-    limits[1].sink = static_cast<int>(random() % 4);
-    limits[1].recent = static_cast<int>(random() % 6);
-    PlanArgs args = step.plan_args(0, window);
-    if (round % 5 != 0) {
-      args.budgets = budgets;
-      args.limits = limits;
-    }
-    step.pages_read().assign(rows, 100);
-    device.ops().plan(args);
-    for (int row = 0; row < rows; ++row) {
-      const int position = length - rows + row, own = position / kPageTokens;
-      int blocks = 100;
-      for (int head = 0; head < 3; ++head) {
-        const bool sparse = args.budgets != nullptr && step.points()[5 + row] == 1;
-        std::set<int> expected;
-        for (int page = 0; page <= own && !(sparse && head == 0); ++page) {
-          const bool seen = window == 0 || page * kPageTokens + 15 > position - window;
-          const bool kept =
-              !(sparse && head == 1) || page < limits[1].sink || page >= own - limits[1].recent;
-          if (seen && kept) expected.insert(page);
-        }
-        const PageRanges& unit = step.unit(row, head);
-        std::vector<int> pages;
-        for (int i = 0; i < unit.count; ++i) pages.push_back(unit.begin + i);
-        for (int i = 0; i < unit.tail_count; ++i) pages.push_back(unit.tail_begin + i);
-        for (int& page : pages) page -= step.batch().table_stride;  // the second sequence's table
-        EXPECT_EQ(pages, std::vector<int>(expected.begin(), expected.end()))
-            << "position " << position << " window " << window << " head " << head;
-        blocks += static_cast<int>(expected.size());
-      }
-      EXPECT_EQ(step.pages_read()[row], blocks);
-    }
-  }
-}
-
 }  // namespace
 }  // namespace polar::backend::cpu

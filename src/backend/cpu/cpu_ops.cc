@@ -182,6 +182,28 @@ void CpuOps::qkv(const QkvArgs& args) {
                   static_cast<size_t>(args.heads) * dim * sizeof(float));
     }
   });
+  if (kv.means != nullptr) store_means(args);
+}
+
+/// The mean keys of the pages that this step's rows filled.
+void CpuOps::store_means(const QkvArgs& args) {
+  const Batch& batch = *args.batch;
+  const KvView& kv = args.kv;
+  const auto fills = [&](int64_t row) {
+    return batch.position[row] % kPageTokens == kPageTokens - 1;
+  };
+  int filled = 0;
+  for (int row = 0; row < batch.rows; ++row) filled += fills(row);
+  if (filled == 0) return;
+  pool_.parallel_for(batch.rows, kPageTokens, [&](int64_t begin, int64_t end, int) {
+    for (int64_t row = begin; row < end; ++row) {
+      if (!fills(row)) continue;
+      const int32_t page =
+          batch.pages[batch.sequence[row] * batch.table_stride + batch.position[row] / kPageTokens];
+      for (int h = 0; h < kv.kv_heads; ++h)
+        store_mean(kv, kv.block(args.layer, page, h), kv.mean(args.layer, page, h));
+    }
+  });
 }
 
 void CpuOps::linear(const LinearArgs& args) {

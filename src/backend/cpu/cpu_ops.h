@@ -13,7 +13,7 @@ namespace polar::backend::cpu {
 class CpuOps : public Ops {
  public:
   CpuOps(const Kernels& kernels, ThreadPool& pool)
-      : kernels_(kernels), pool_(pool), scratch_(pool.threads()) {}
+      : kernels_(kernels), pool_(pool), scratch_(pool.threads()), page_scratch_(pool.threads()) {}
 
   void embed(const EmbedArgs& args) override;
   void norm(const NormArgs& args) override;
@@ -36,16 +36,31 @@ class CpuOps : public Ops {
   void gathered_product(const float* x, int64_t x_stride, int rows, const Weight& weight,
                         const float* bias, float* y, const int32_t* index, int64_t count);
   void activate(const MlpArgs& args, int64_t width);
+  void store_means(const QkvArgs& args);
+  /// What a planned row's unit reads; `logits` [kv_heads] are the row's router outputs, or null.
+  PageRanges unit_ranges(const PlanArgs& args, int planned, int kv_head, const float* logits,
+                         int thread);
+  /// The same for a unit that chooses among its pages.
+  PageRanges chosen_pages(const PlanArgs& args, int planned, int kv_head, int thread);
   void attend_planned(const AttentionArgs& args);
   void attend_prefill(const AttentionArgs& args);
 
   /// At least `values` floats for a thread, kept between calls.
   float* scratch(int thread, size_t values);
 
+  /// What choosing pages needs, for one thread.
+  struct PageScratch {
+    std::vector<const uint16_t*> means;
+    std::vector<float> scores, mass;
+    std::vector<uint64_t> keys;
+  };
+
   const Kernels& kernels_;
   ThreadPool& pool_;
   std::vector<std::vector<float>> scratch_;  // [thread]
+  std::vector<PageScratch> page_scratch_;    // [thread]
   std::vector<float> partials_;              // attention and gathered products
+  std::vector<float> router_;                // [planned row][kv_heads] logits
 };
 
 }  // namespace polar::backend::cpu

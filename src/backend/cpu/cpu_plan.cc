@@ -1,41 +1,147 @@
+// What each unit reads: budgets to page ranges, routed units by their logits, and the best pages of
+// those that choose.
+
+#include <algorithm>
+#include <cstring>
+
 #include "backend/cpu/cpu_ops.h"
 #include "backend/ranges.h"
 
 namespace polar::backend::cpu {
 
+namespace {
+
+/// Whether a routed unit is among the `routed` of its row with the largest logits (ties: the lower
+/// head).
+bool is_chosen(const UnitBudget* budgets, const float* logits, int kv_heads, int kv_head,
+               int routed) {
+  if (logits == nullptr) return false;
+  int better = 0;
+  for (int other = 0; other < kv_heads; ++other) {
+    if (other == kv_head || budgets[other].kind != ReadKind::kRouted) continue;
+    better +=
+        logits[other] > logits[kv_head] || (logits[other] == logits[kv_head] && other < kv_head);
+  }
+  return better < routed;
+}
+
+/// Marks the `chosen` largest of `mass` [count] (ties: the lower index) by writing their indices,
+/// ascending, to `best`. `keys` [count] is scratch.
+void choose_largest(const float* mass, int count, int chosen, uint64_t* keys, int32_t* best) {
+  // Masses are not negative, so their bits order as they do; the index breaks ties.
+  for (int i = 0; i < count; ++i) {
+    uint32_t bits;
+    std::memcpy(&bits, mass + i, sizeof(bits));
+    keys[i] = (static_cast<uint64_t>(bits) << 32) | static_cast<uint32_t>(~i);
+  }
+  std::nth_element(keys, keys + (chosen - 1), keys + count, std::greater<>());
+  const uint64_t least = keys[chosen - 1];
+  for (int i = 0, at = 0; at < chosen; ++i) {
+    uint32_t bits;
+    std::memcpy(&bits, mass + i, sizeof(bits));
+    const uint64_t key = (static_cast<uint64_t>(bits) << 32) | static_cast<uint32_t>(~i);
+    if (key >= least) best[at++] = i;
+  }
+}
+
+}  // namespace
+
+PageRanges CpuOps::chosen_pages(const PlanArgs& args, int planned, int kv_head, int thread) {
+  const Batch& batch = *args.batch;
+  const KvView& kv = args.kv;
+  const int row = batch.prefill_rows + planned, unit = planned * kv.kv_heads + kv_head;
+  const int32_t position = batch.position[row], point = batch.point[row];
+  const int32_t table_begin = batch.sequence[row] * batch.table_stride;
+  const PointLimits& limits = args.limits[point];
+  const int capacity = batch.list_capacity / (batch.planned_rows() * kv.kv_heads);
+  const PageChoice choice = page_choice(
+      position, args.window, args.budgets[point * kv.kv_heads + kv_head], limits, capacity);
+  if (choice.chosen == 0)
+    return window_ranges(position, args.window, table_begin, limits.sink, limits.recent);
+  if (choice.chosen == choice.count) return full_ranges(position, args.window, table_begin);
+
+  POLAR_CHECK(kv.means != nullptr && args.query.data != nullptr);
+  const int32_t* table = batch.pages + table_begin;
+  const int group = args.heads / kv.kv_heads, padded = padded_pages(choice.count);
+  PageScratch& memory = page_scratch_[thread];
+  memory.means.resize(choice.count);
+  memory.keys.resize(choice.count);
+  memory.mass.resize(padded);
+  memory.scores.resize(static_cast<size_t>(padded) * kMassQueries);
+  for (int i = 0; i < choice.count; ++i) {
+    const std::byte* mean = kv.mean(args.layer, table[choice.first + i], kv_head);
+    memory.means[i] = reinterpret_cast<const uint16_t*>(mean);
+  }
+  const float* query = args.query.as<float>() +
+                       (static_cast<int64_t>(row) * args.heads + kv_head * group) * kv.head_dim;
+  kernels_.page_mass({query, group, memory.means.data(), choice.count, kv.head_dim, args.scale,
+                      memory.scores.data(), memory.mass.data()});
+  args.plan.read[planned].means += choice.count;
+
+  const int32_t list_begin = batch.list_begin() + unit * capacity;
+  int32_t* list = batch.pages + list_begin;
+  std::copy_n(table, choice.sink, list);
+  int32_t* best = list + choice.sink;
+  choose_largest(memory.mass.data(), choice.count, choice.chosen, memory.keys.data(), best);
+  for (int i = 0; i < choice.chosen; ++i) best[i] = table[choice.first + best[i]];
+  const int32_t tail = choice.first + choice.count;
+  return {list_begin, choice.sink + choice.chosen, table_begin + tail,
+          position / kPageTokens + 1 - tail};
+}
+
+PageRanges CpuOps::unit_ranges(const PlanArgs& args, int planned, int kv_head, const float* logits,
+                               int thread) {
+  const Batch& batch = *args.batch;
+  const int row = batch.prefill_rows + planned;
+  const int32_t position = batch.position[row];
+  const int32_t table_begin = batch.sequence[row] * batch.table_stride;
+  if (args.budgets == nullptr) return full_ranges(position, args.window, table_begin);
+  const int kv_heads = args.kv.kv_heads;
+  const PointLimits& limits = args.limits[batch.point[row]];
+  const UnitBudget* budgets = args.budgets + static_cast<int64_t>(batch.point[row]) * kv_heads;
+  ReadKind kind = budgets[kv_head].kind;
+  if (kind == ReadKind::kRouted) {
+    const bool chosen = is_chosen(budgets, logits, kv_heads, kv_head, limits.routed);
+    kind = chosen ? ReadKind::kFull : budgets[kv_head].fallback;
+  }
+  switch (kind) {
+    case ReadKind::kNone:
+      return {};
+    case ReadKind::kWindow:
+      return window_ranges(position, args.window, table_begin, limits.sink, limits.recent);
+    case ReadKind::kPages:
+      return chosen_pages(args, planned, kv_head, thread);
+    case ReadKind::kFull:
+    case ReadKind::kRouted:  // not a fallback
+      break;
+  }
+  return full_ranges(position, args.window, table_begin);
+}
+
 void CpuOps::plan(const PlanArgs& args) {
   const Batch& batch = *args.batch;
-  const int kv_heads = args.kv.kv_heads;
-  for (int planned = 0; planned < batch.planned_rows(); ++planned) {
-    const int row = batch.prefill_rows + planned;
-    const int32_t position = batch.position[row];
-    const int32_t table_begin = batch.sequence[row] * batch.table_stride;
-    const PageRanges full = full_ranges(position, args.window, table_begin);
-    for (int head = 0; head < kv_heads; ++head) {
-      PageRanges& unit = args.plan.units[planned * kv_heads + head];
-      unit = full;
-      if (args.budgets != nullptr) {
-        const int point = batch.point[row];
-        const UnitBudget& budget = args.budgets[point * kv_heads + head];
-        const PointLimits& limits = args.limits[point];
-        switch (budget.kind) {
-          case ReadKind::kFull:
-            break;
-          case ReadKind::kNone:
-            unit = {};
-            break;
-          case ReadKind::kWindow:
-            unit = window_ranges(position, args.window, table_begin, limits.sink, limits.recent);
-            break;
-          case ReadKind::kPages:
-          case ReadKind::kRouted:
-            POLAR_CHECK(!"a budget kind that this backend plans");
-            break;
-        }
-      }
-      args.plan.pages_read[planned] += unit.count + unit.tail_count;
-    }
+  const int kv_heads = args.kv.kv_heads, planned_rows = batch.planned_rows();
+  const float* logits = nullptr;
+  if (args.router != nullptr) {
+    const int64_t width = args.x.shape[1];
+    router_.resize(static_cast<size_t>(planned_rows) * kv_heads);
+    product(args.x.as<float>() + batch.prefill_rows * width, width, planned_rows, *args.router,
+            args.router_bias, router_.data(), kv_heads);
+    logits = router_.data();
   }
+  // Plans without a choice of pages cost less than waking the other threads.
+  const int rows_per_claim = args.kv.means != nullptr && args.budgets != nullptr ? 1 : planned_rows;
+  pool_.parallel_for(planned_rows, rows_per_claim, [&](int64_t begin, int64_t end, int thread) {
+    for (int64_t planned = begin; planned < end; ++planned) {
+      for (int head = 0; head < kv_heads; ++head) {
+        const PageRanges unit =
+            unit_ranges(args, static_cast<int>(planned), head,
+                        logits != nullptr ? logits + planned * kv_heads : nullptr, thread);
+        args.plan.units[planned * kv_heads + head] = unit;
+        args.plan.read[planned].blocks += unit.count + unit.tail_count;
+      }
+    }
+  });
 }
 
 }  // namespace polar::backend::cpu

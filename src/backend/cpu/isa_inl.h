@@ -42,6 +42,7 @@ namespace POLAR_ISA {
 // simd.h first: the others are written in its vectors.
 #include "backend/cpu/attention_inl.h"
 #include "backend/cpu/matmul_inl.h"
+#include "backend/cpu/page_mass_inl.h"
 
 inline void silu_mul(const float* gate, const float* up, float* out, int64_t count) {
   int64_t i = 0;
@@ -85,7 +86,7 @@ inline float flops(int64_t rounds) {
   return reduce_add(sum[0]);
 }
 
-inline constexpr Kernels kKernels = {POLAR_ISA_NAME, matmul, accumulate, attend,
+inline constexpr Kernels kKernels = {POLAR_ISA_NAME, matmul, accumulate, attend, page_mass,
                                      silu_mul,       read,   flops,      kLanes};
 
 }  // namespace POLAR_ISA

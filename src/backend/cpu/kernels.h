@@ -75,11 +75,31 @@ struct AttendArgs {
   float* scratch;  // [query_count][kPieceTokens]
 };
 
+/// Queries that share each mean key they are scored against.
+inline constexpr int kMassQueries = 3;
+
+/// mass[i] = sum over the queries of softmax_i(scale * query . mean i): the share of a unit's
+/// attention that page i is expected to draw.
+struct PageMassArgs {
+  const float* query;  // [query_count][head_dim]
+  int query_count;
+  const uint16_t* const* means;  // [count] mean keys [head_dim], f16
+  int count;
+  int head_dim;
+  float scale;
+  float* scratch;  // [min(query_count, kMassQueries)][padded_pages(count)]
+  float* mass;     // [padded_pages(count)] out
+};
+[[gnu::always_inline]] inline constexpr int padded_pages(int count) {
+  return (count + 15) / 16 * 16;
+}
+
 struct Kernels {
   const char* name;
   void (*matmul)(const MatmulArgs& args);
   void (*accumulate)(const AccumulateArgs& args);
   void (*attend)(const AttendArgs& args);
+  void (*page_mass)(const PageMassArgs& args);
   /// out[i] = silu(gate[i]) * up[i]
   void (*silu_mul)(const float* gate, const float* up, float* out, int64_t count);
   /// Reads all bytes (a multiple of 512) as fast as memory gives them. The value keeps the loads

@@ -17,6 +17,17 @@ inline void store_element(DType dtype, std::byte* half, int64_t index, float val
   std::memcpy(half + index * 2, &bits, 2);
 }
 
+inline float load_element(DType dtype, const std::byte* half, int64_t index) {
+  if (dtype == DType::kF32) {
+    float value;
+    std::memcpy(&value, half + index * 4, 4);
+    return value;
+  }
+  uint16_t bits;
+  std::memcpy(&bits, half + index * 2, 2);
+  return dtype == DType::kF16 ? f16_to_f32(bits) : bf16_to_f32(bits);
+}
+
 /// Stores the key [head_dim] of one token into its slot of a block.
 inline void store_key(const KvView& kv, std::byte* block, int slot, const float* key) {
   for (int d = 0; d < kv.head_dim; ++d)
@@ -28,6 +39,17 @@ inline void store_value(const KvView& kv, std::byte* block, int slot, const floa
   std::byte* half = block + kv.half_bytes();
   for (int d = 0; d < kv.head_dim; ++d)
     store_element(kv.dtype, half, slot * kv.head_dim + d, value[d]);
+}
+
+/// Stores the mean key of a full page, as f16, summed slot by slot from the keys as stored.
+inline void store_mean(const KvView& kv, const std::byte* block, std::byte* mean) {
+  for (int d = 0; d < kv.head_dim; ++d) {
+    float sum = 0;
+    for (int slot = 0; slot < kPageTokens; ++slot)
+      sum += load_element(kv.dtype, block, d * kPageTokens + slot);
+    const uint16_t bits = f32_to_f16(sum / kPageTokens);
+    std::memcpy(mean + d * 2, &bits, 2);
+  }
 }
 
 }  // namespace polar::backend::cpu

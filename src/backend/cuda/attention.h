@@ -121,7 +121,7 @@ struct PlanLaunch {
   const PointLimits* limits = nullptr;  // [points]
   const float* router = nullptr;        // [rows][kv_heads] logits of routed units, or null
   PageRanges* plan = nullptr;           // [rows][kv_heads] out
-  int32_t* pages_read = nullptr;        // [rows] increased; or null
+  ReadCount* read = nullptr;            // [rows] increased; or null
   Schedule schedule;                    // out
 };
 

@@ -177,9 +177,9 @@ void CudaOps::plan(const PlanArgs& args) {
   const DensePlan dense{batch.position,     batch.planned_rows(), args.kv.kv_heads,
                         batch.table_stride, args.window,          args.plan.units};
   if (args.budgets == nullptr && dense == dense_plan_) {  // as in the layer before
-    if (args.plan.pages_read != nullptr)
-      launch_count_pages(args.plan.units, args.plan.pages_read, batch.planned_rows(),
-                         args.kv.kv_heads, device_.stream());
+    if (args.plan.read != nullptr)
+      launch_count_pages(args.plan.units, args.plan.read, batch.planned_rows(), args.kv.kv_heads,
+                         device_.stream());
     scheduled_ = args.plan.units;
     return;
   }
@@ -198,7 +198,7 @@ void CudaOps::plan(const PlanArgs& args) {
                           args.limits,
                           nullptr,
                           args.plan.units,
-                          args.plan.pages_read,
+                          args.plan.read,
                           schedule_at(schedule_, shares_)};
   POLAR_CUDA(launch_plan(launch, device_.stream()));
   dense_plan_ = args.budgets == nullptr ? dense : DensePlan{};

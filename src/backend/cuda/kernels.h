@@ -99,9 +99,8 @@ void launch_score(const ScoreArgs& args, cudaStream_t stream);
 // (simple_attention.cu).
 /// Offsets as in kv_layout for 16-bit caches; f32 halves are [token][head_dim].
 void launch_simple_attention(const AttentionArgs& args, cudaStream_t stream);
-void launch_simple_plan(const PlanArgs& args, cudaStream_t stream);
-/// pages_read[row] += the pages of its units.
-void launch_count_pages(const PageRanges* units, int32_t* pages_read, int rows, int kv_heads,
+/// read[row].blocks += the pages of its units.
+void launch_count_pages(const PageRanges* units, ReadCount* read, int rows, int kv_heads,
                         cudaStream_t stream);
 
 // Memory (read_bandwidth.cu).

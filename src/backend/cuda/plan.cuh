@@ -110,7 +110,7 @@ __device__ inline void build_schedule(const PlanLaunch& p) {
   int2 mine = {0, 0};
   int row = -1, row_pages = 0;
   const auto add_to_row = [&] {
-    if (p.pages_read != nullptr && row_pages > 0) atomicAdd(&p.pages_read[row], row_pages);
+    if (p.read != nullptr && row_pages > 0) atomicAdd(&p.read[row].blocks, row_pages);
   };
 #pragma unroll 4
   for (int unit = begin; unit < end; ++unit) {

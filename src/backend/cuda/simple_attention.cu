@@ -82,39 +82,14 @@ __global__ void simple_attention_kernel(const SimpleAttention p) {
       p.output[at + lane + 32 * i] = __float2bfloat16(total > 0 ? sum[i] / total : 0.0f);
 }
 
-__global__ void simple_plan_kernel(const int32_t* position, const int32_t* sequence,
-                                   const int32_t* point, int table_stride, int kv_heads, int window,
-                                   const UnitBudget* budgets, const PointLimits* limits,
-                                   PageRanges* units, int32_t* pages_read) {
-  const int row = blockIdx.x;
-  __shared__ int read;
-  if (threadIdx.x == 0) read = 0;
-  __syncthreads();
-  for (int head = threadIdx.x; head < kv_heads; head += blockDim.x) {
-    const int table = sequence[row] * table_stride;
-    PageRanges unit = full_ranges(position[row], window, table);
-    if (budgets != nullptr) {
-      const UnitBudget budget = budgets[point[row] * kv_heads + head];
-      const PointLimits limit = limits[point[row]];
-      if (budget.kind == ReadKind::kNone) unit = {};
-      if (budget.kind == ReadKind::kWindow)
-        unit = window_ranges(position[row], window, table, limit.sink, limit.recent);
-    }
-    units[row * kv_heads + head] = unit;
-    atomicAdd(&read, unit.count + unit.tail_count);
-  }
-  __syncthreads();
-  if (threadIdx.x == 0 && pages_read != nullptr) pages_read[row] += read;
-}
-
-__global__ void count_pages_kernel(const PageRanges* units, int32_t* pages_read, int rows,
+__global__ void count_pages_kernel(const PageRanges* units, ReadCount* read, int rows,
                                    int kv_heads) {
   const int row = blockIdx.x * blockDim.x + threadIdx.x;
   if (row >= rows) return;
-  int read = 0;
+  int blocks = 0;
   for (int h = 0; h < kv_heads; ++h)
-    read += units[row * kv_heads + h].count + units[row * kv_heads + h].tail_count;
-  pages_read[row] += read;
+    blocks += units[row * kv_heads + h].count + units[row * kv_heads + h].tail_count;
+  read[row].blocks += blocks;
 }
 
 }  // namespace
@@ -139,18 +114,9 @@ void launch_simple_attention(const AttentionArgs& args, cudaStream_t stream) {
   simple_attention_kernel<<<dim3((args.heads + 3) / 4, batch.rows), 128, 0, stream>>>(p);
 }
 
-void launch_simple_plan(const PlanArgs& args, cudaStream_t stream) {
-  const Batch& batch = *args.batch;
-  const int first = batch.prefill_rows;
-  simple_plan_kernel<<<batch.planned_rows(), 64, 0, stream>>>(
-      batch.position + first, batch.sequence + first, batch.point + first, batch.table_stride,
-      args.kv.kv_heads, args.window, args.budgets, args.limits, args.plan.units,
-      args.plan.pages_read);
-}
-
-void launch_count_pages(const PageRanges* units, int32_t* pages_read, int rows, int kv_heads,
+void launch_count_pages(const PageRanges* units, ReadCount* read, int rows, int kv_heads,
                         cudaStream_t stream) {
-  count_pages_kernel<<<(rows + 127) / 128, 128, 0, stream>>>(units, pages_read, rows, kv_heads);
+  count_pages_kernel<<<(rows + 127) / 128, 128, 0, stream>>>(units, read, rows, kv_heads);
 }
 
 }  // namespace polar::backend::cuda
