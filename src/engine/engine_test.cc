@@ -66,6 +66,11 @@ class EngineTest : public ::testing::Test {
   size_t page_bytes() const {
     return backend::KvView{nullptr, DType::kF32, 2, 1, 2, 16}.page_bytes();
   }
+  /// Of a page's mean keys, where pages are chosen.
+  size_t page_mean_bytes(backend::ReadKind kind) const {
+    if (kind != backend::ReadKind::kPages) return 0;
+    return backend::KvView{nullptr, DType::kF32, 2, 1, 2, 16}.page_mean_bytes();
+  }
 
   /// Logits of the token behind `tokens`.
   std::vector<float> logits_after(const std::vector<int32_t>& tokens) {
@@ -212,35 +217,55 @@ TEST_F(EngineTest, PreemptionAndPrefixSharingChangeNoToken) {
   }
 }
 
-TEST_F(EngineTest, SparsePreemptionIsExactToo) {
+/// Window: every unit reads its ends. Pages: it chooses 500 per mille of its pages for each token.
+sparsity::Profile sparse_profile(backend::ReadKind kind) {
   sparsity::Profile profile = sparsity::window_profile(2, 2, 1, 1, {});
-  std::vector<GenerationRequest> requests;
-  for (int i = 0; i < 8; ++i) {
-    requests.push_back(request_of(random_tokens(40 + i, i), 80));
-    requests.back().point = i % 4 == 3 ? 0 : 1;
+  for (backend::UnitBudget& budget : profile.points[1].budgets) {
+    budget.kind = kind;
+    budget.pages_per_mille = 500;
   }
-  EngineOptions options;
-  options.max_length = 160;
-  const auto roomy = make_engine(options, &profile);
-  std::vector<Outcome> alone;
-  for (const auto& request : requests) alone.push_back(run_all(*roomy, {request})[0]);
-  options.kv_bytes = 20 * page_bytes();
-  const auto tight = make_engine(options, &profile);
-  const auto together = run_all(*tight, requests);
-  EXPECT_GT(tight->stats().preemptions, 0);
-  bool differs = false;
-  for (size_t i = 0; i < requests.size(); ++i) {
-    EXPECT_EQ(together[i].tokens, alone[i].tokens) << i;
-    const Usage& usage = alone[i].usage;
-    if (requests[i].point == 0) {
-      EXPECT_EQ(usage.kv_bytes_read, usage.kv_bytes_dense);
-      EXPECT_EQ(alone[i].tokens, greedy_by_hand(requests[i].prompt, 80));
-    } else {
-      EXPECT_LT(usage.kv_bytes_read, 0.7 * usage.kv_bytes_dense);
-      differs |= alone[i].tokens != greedy_by_hand(requests[i].prompt, 80);
+  return profile;
+}
+
+TEST_F(EngineTest, SparsePreemptionAndPrefixSharingAreExactToo) {
+  for (const auto kind : {backend::ReadKind::kWindow, backend::ReadKind::kPages}) {
+    const sparsity::Profile profile = sparse_profile(kind);
+    const std::vector<int32_t> shared = random_tokens(40, 77);
+    std::vector<GenerationRequest> requests;
+    for (int i = 0; i < 12; ++i) {
+      std::vector<int32_t> prompt = i % 2 ? shared : std::vector<int32_t>();
+      const auto own = random_tokens(40 + i - static_cast<int>(prompt.size()) / 2, i);
+      prompt.insert(prompt.end(), own.begin(), own.end());
+      requests.push_back(request_of(prompt, 80));
+      requests.back().point = i % 4 == 3 ? 0 : 1;
     }
+    EngineOptions options;
+    options.max_length = 160;
+    options.prefix_cache = false;
+    const auto roomy = make_engine(options, &profile);
+    std::vector<Outcome> alone;
+    for (const auto& request : requests) alone.push_back(run_all(*roomy, {request})[0]);
+    options.kv_bytes = 24 * page_bytes() + 24 * page_mean_bytes(kind);
+    options.prefix_cache = true;
+    const auto tight = make_engine(options, &profile);
+    const auto together = run_all(*tight, requests);
+    EXPECT_EQ(tight->stats().pages, 24);
+    EXPECT_GT(tight->stats().preemptions, 0);
+    EXPECT_GT(tight->stats().cached_tokens, 0);
+    bool differs = false;
+    for (size_t i = 0; i < requests.size(); ++i) {
+      EXPECT_EQ(together[i].tokens, alone[i].tokens) << i;
+      const Usage& usage = alone[i].usage;
+      if (requests[i].point == 0) {
+        EXPECT_EQ(usage.kv_bytes_read, usage.kv_bytes_dense);
+        EXPECT_EQ(alone[i].tokens, greedy_by_hand(requests[i].prompt, 80));
+      } else {
+        EXPECT_LT(usage.kv_bytes_read, 0.8 * usage.kv_bytes_dense);
+        differs |= alone[i].tokens != greedy_by_hand(requests[i].prompt, 80);
+      }
+    }
+    EXPECT_TRUE(differs);
   }
-  EXPECT_TRUE(differs);
 }
 
 TEST_F(EngineTest, CountsTheBytesThatDecodeStepsRead) {
