@@ -86,7 +86,7 @@ struct PlanArgs {
   const PointLimits* limits = nullptr;  // [points]
   int heads = 0;                        // query heads, for page scores
   float scale = 1.0f;                   // of the scores, as in AttentionArgs
-  Tensor query;                         // [rows][heads][head_dim]: scores pages (kPages)
+  Tensor query;                         // [rows][heads][head_dim]; empty: no unit chooses pages
   Tensor x;                             // [rows][hidden]: the routers' input (kRouted)
   const Weight* router = nullptr;       // [kv_heads][hidden], or null: no unit is routed
   const float* router_bias = nullptr;   // [kv_heads] or null

@@ -8,6 +8,8 @@ Result<std::unique_ptr<ProfilePlanner>> ProfilePlanner::create(backend::Device& 
   planner->points_ = static_cast<int>(profile.points.size());
   planner->kv_heads_ = profile.kv_heads;
   planner->selects_pages_ = profile.selects_pages();
+  for (int layer = 0; layer < profile.layers; ++layer)
+    planner->layer_selects_.push_back(profile.selects_pages(layer));
   std::vector<backend::UnitBudget> budgets;
   std::vector<backend::PointLimits> limits;
   for (int layer = 0; layer < profile.layers; ++layer) {
@@ -37,7 +39,7 @@ void ProfilePlanner::plan(const LayerContext& context) {
   args.limits = limits_.as<backend::PointLimits>();
   args.heads = context.config.heads;
   args.scale = context.config.attention_scale();
-  args.query = context.query;
+  if (layer_selects_[context.layer]) args.query = context.query;
   args.plan = context.plan;
   context.device.ops().plan(args);
 }

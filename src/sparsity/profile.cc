@@ -22,12 +22,20 @@ Result<int> find_point(const Profile& profile, const std::string& directory,
   return bad_input(directory, "--point", "'" + name + "'", "one of " + names);
 }
 
-bool Profile::selects_pages() const {
+bool Profile::selects_pages(int layer) const {
   for (const OperatingPoint& point : points) {
-    for (const UnitBudget& budget : point.budgets) {
-      const bool falls_back = budget.kind == ReadKind::kRouted;
-      if ((falls_back ? budget.fallback : budget.kind) == ReadKind::kPages) return true;
+    for (int unit = layer * kv_heads; unit < (layer + 1) * kv_heads; ++unit) {
+      const UnitBudget& budget = point.budgets[unit];
+      const ReadKind kind = budget.kind == ReadKind::kRouted ? budget.fallback : budget.kind;
+      if (kind == ReadKind::kPages) return true;
     }
+  }
+  return false;
+}
+
+bool Profile::selects_pages() const {
+  for (int layer = 0; layer < layers; ++layer) {
+    if (selects_pages(layer)) return true;
   }
   return false;
 }

@@ -18,6 +18,8 @@ struct Quality {
   double agreement = 0;          // share of tokens with the same likeliest successor
   double effective_density = 1;  // KV bytes read / dense KV bytes, metadata included
   std::string text;              // what it was measured on
+  // Retrieval prompts held out, and how many of them were answered; 0 of 0: not measured.
+  int needles = 0, dense_needles = 0, sparse_needles = 0;
 };
 
 /// One point of the trade between bytes and quality.
@@ -43,6 +45,7 @@ struct Profile {
 
   /// Whether some unit of some point chooses among its pages.
   bool selects_pages() const;
+  bool selects_pages(int layer) const;
 
   /// Index of a point by name, or -1.
   int find(const std::string& name) const;

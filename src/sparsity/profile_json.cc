@@ -44,7 +44,11 @@ ordered_json point_json(const OperatingPoint& point, int layers, int kv_heads) {
             {"kl", quality.kl},
             {"agreement", quality.agreement},
             {"effective_density", quality.effective_density},
-            {"text", quality.text}}},
+            {"text", quality.text},
+            {"needles",
+             {{"count", quality.needles},
+              {"dense", quality.dense_needles},
+              {"sparse", quality.sparse_needles}}}}},
           {"budget", std::move(table)}};
 }
 
@@ -131,6 +135,12 @@ Result<OperatingPoint> read_point(const Reader& reader, const ordered_json& json
     POLAR_ASSIGN(point.quality.agreement, reader.number(*quality, "agreement"));
     POLAR_ASSIGN(point.quality.effective_density, reader.number(*quality, "effective_density"));
     POLAR_ASSIGN(point.quality.text, reader.text(*quality, "text"));
+    if (const auto needles = quality->find("needles");
+        needles != quality->end() && needles->is_object()) {
+      POLAR_ASSIGN(point.quality.needles, reader.whole(*needles, "count", 0, 1 << 20));
+      POLAR_ASSIGN(point.quality.dense_needles, reader.whole(*needles, "dense", 0, 1 << 20));
+      POLAR_ASSIGN(point.quality.sparse_needles, reader.whole(*needles, "sparse", 0, 1 << 20));
+    }
   }
   const auto table = json.find("budget");
   const size_t layers = static_cast<size_t>(profile.layers);

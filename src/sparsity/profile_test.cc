@@ -54,7 +54,7 @@ class ProfileFile : public testing::Test {
     profile.context_max = 2048;
     profile.points[1].budgets[3].kind = ReadKind::kNone;
     profile.points[1].budgets[4] = {ReadKind::kPages, ReadKind::kWindow, 250};
-    profile.points[1].quality = {0.01, 1.008, 0.002, 0.97, 0.31, "text.txt"};
+    profile.points[1].quality = {0.01, 1.008, 0.002, 0.97, 0.31, "text.txt", 20, 18, 17};
     return profile;
   }
 
@@ -82,6 +82,7 @@ TEST_F(ProfileFile, RoundTrips) {
     }
   }
   EXPECT_DOUBLE_EQ(read->points[1].quality.perplexity_ratio, 1.008);
+  EXPECT_EQ(read->points[1].quality.sparse_needles, 17);
   EXPECT_EQ(read->find("window"), 1);
   EXPECT_EQ(read->find("3%"), -1);
 }

@@ -2,10 +2,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <optional>
 
-#include "model/profile_planner.h"
 #include "study/calibration_state.h"
-#include "study/candidates.h"
 
 namespace polar::study {
 
@@ -19,7 +18,7 @@ namespace {
 struct Slices {
   std::vector<Passage> importance;
   Windows held_out;
-  std::vector<Needle> needles, held_out_needles;
+  std::vector<Needle> needles;  // that rank the units
 };
 
 class Calibrator {
@@ -53,17 +52,19 @@ class Calibrator {
         ++slices_.held_out.count;
       }
     }
-    const int half = options_.needles / 2;
+    const int ranking = options_.needles / 3;
     std::vector<int32_t> haystack;
     for (const int32_t token : all.tokens) {
       if (token != leading) haystack.push_back(token);
     }
     POLAR_ASSIGN(slices_.needles,
-                 make_needles(options_.text_name, haystack, encode, leading, options_.context, half,
-                              0, kCalibrationWordings, options_.seed));
-    POLAR_ASSIGN(slices_.held_out_needles,
                  make_needles(options_.text_name, haystack, encode, leading, options_.context,
-                              options_.needles - half, 0, kCalibrationWordings, options_.seed + 1));
+                              ranking, 0, kCalibrationWordings, options_.seed));
+    POLAR_ASSIGN(auto held_out_needles, make_needles(options_.text_name, haystack, encode, leading,
+                                                     options_.context, options_.needles - ranking,
+                                                     0, kCalibrationWordings, options_.seed + 1));
+    POLAR_ASSIGN(retrieval_, Retrieval::create(device_, weights_, std::move(held_out_needles),
+                                               options_.kv_dtype));
     return {};
   }
 
@@ -79,54 +80,34 @@ class Calibrator {
   Status measure_dense() {
     if (const ordered_json* stored = state_.find("dense")) {
       result_.dense_perplexity = (*stored)["perplexity"];
-      result_.dense_needles = (*stored)["needles"];
     } else {
-      EvaluateOptions evaluation = evaluate_options();
-      POLAR_ASSIGN(const Evaluation dense,
-                   evaluate(device_, weights_, slices_.held_out, nullptr, evaluation));
-      POLAR_ASSIGN(
-          const NeedleResult needles,
-          run_needles(device_, weights_, slices_.held_out_needles, nullptr, options_.kv_dtype));
+      POLAR_ASSIGN(const Evaluation dense, evaluate(device_, weights_, slices_.held_out, nullptr,
+                                                    evaluate_options("dense")));
       result_.dense_perplexity = dense.dense_perplexity;
-      result_.dense_needles = needles.dense_correct;
-      POLAR_RETURN_IF_ERROR(state_.put(
-          "dense", {{"perplexity", result_.dense_perplexity}, {"needles", result_.dense_needles}}));
+      POLAR_RETURN_IF_ERROR(state_.put("dense", {{"perplexity", result_.dense_perplexity}}));
     }
-    result_.needle_count = static_cast<int>(slices_.held_out_needles.size());
+    const NeedleResult dense = retrieval_->ask(nullptr);
+    result_.dense_needles = dense.dense_correct;
+    result_.needle_count = dense.count;
     return {};
   }
 
   /// The families, each searched for the fewest bytes inside the budget; the best of them becomes
   /// an operating point.
   Status choose(double max_loss) {
-    std::vector<Family> families;
-    for (const int recent : {4, 8, 16, 32}) {
-      if (recent * backend::kPageTokens * 2 <= options_.context) {
-        families.push_back(static_family(ranked_, recent));
-      }
+    std::optional<Trial> best;
+    for (const Family& family : families()) {
+      const double limit = best ? best->effective_density : 1.0;
+      POLAR_ASSIGN(std::optional<Trial> trial, search(family, max_loss, limit));
+      if (trial && (!best || trial->effective_density < best->effective_density))
+        best = std::move(trial);
     }
-    const Trial* best = nullptr;
-    std::vector<Trial> found;
-    found.reserve(families.size());
-    for (const Family& family : families) {
-      POLAR_ASSIGN(Trial trial, search(family, max_loss));
-      if (!inside(trial, max_loss)) continue;
-      found.push_back(std::move(trial));
-      if (best == nullptr || found.back().effective_density < best->effective_density)
-        best = &found.back();
-    }
-    OperatingPoint point = best != nullptr ? best->point : sparsity::dense_profile(1, 1).points[0];
-    if (best == nullptr) point.budgets.assign(ranked_.size(), {});
+    OperatingPoint point =
+        sparsity::dense_profile(weights_.config.layers, weights_.config.kv_heads).points[0];
+    if (best) point = best->point;
     point.name = point_name(max_loss);
+    POLAR_ASSIGN(point.quality, final_quality(point));
     point.quality.max_loss = max_loss;
-    point.quality.text =
-        options_.text_name + ", held-out windows of " + std::to_string(options_.context);
-    if (best != nullptr) {
-      point.quality.perplexity_ratio = 1 + best->loss;
-      point.quality.effective_density = best->effective_density;
-    } else {
-      point.quality.perplexity_ratio = 1;
-    }
     result_.profile.points.push_back(std::move(point));
     return {};
   }
@@ -135,6 +116,8 @@ class Calibrator {
     result_.profile.fingerprint = fingerprint;
     result_.profile.context_min = prompt();
     result_.profile.context_max = options_.context;
+    result_.profile.text_importance = result_.text_importance;
+    result_.profile.retrieval_importance = result_.retrieval_importance;
     return std::move(result_);
   }
 
@@ -154,15 +137,40 @@ class Calibrator {
     return name + "%";
   }
 
-  EvaluateOptions evaluate_options() const {
+  EvaluateOptions evaluate_options(const std::string& stage) const {
     EvaluateOptions evaluation;
     evaluation.prompt = prompt();
     evaluation.kv_dtype = options_.kv_dtype;
+    evaluation.progress = [this, stage](int done, int windows) {
+      if (options_.progress) options_.progress(stage, done, windows);
+    };
     return evaluation;
+  }
+
+  /// In the order of how often they win: a family that comes later only looks below the best so
+  /// far.
+  std::vector<Family> families() const {
+    std::vector<Family> families;
+    for (const Tiers& tiers : {kHalves, kTenthFull, kFullAboveWindows, kAboveWindows, kEqualPages})
+      families.push_back(
+          pages_family(ranked_, tiers, tiers.lower_factor > 0 || tiers.upper == 1 ? 4 : 8));
+    for (const int recent : {8, 32}) {
+      if (recent * backend::kPageTokens * 2 <= options_.context)
+        families.push_back(static_family(ranked_, recent));
+    }
+    return families;
+  }
+
+  double expected(const OperatingPoint& point) const {
+    const double mean_share = 2.0 * weights_.config.head_dim /
+                              (2.0 * backend::kPageTokens * weights_.config.head_dim *
+                               (options_.kv_dtype == DType::kF32 ? 4 : 2));
+    return expected_density(point, prompt(), options_.context, mean_share);
   }
 
   Result<std::vector<double>> importance(const std::string& kind,
                                          const std::vector<Passage>& passages) {
+    if (passages.empty()) return std::vector<double>();
     std::vector<double> sum(static_cast<size_t>(weights_.config.layers) * weights_.config.kv_heads,
                             0.0);
     for (size_t i = 0; i < passages.size(); ++i) {
@@ -188,15 +196,18 @@ class Calibrator {
   }
 
   bool inside(const Trial& trial, double max_loss) const {
-    return trial.loss <= max_loss * kSafety && trial.needles_lost <= 0;
+    return trial.loss <= max_loss * kSafety && trial.needles >= result_.dense_needles;
   }
 
-  /// Bisection over a family's knob: loss falls as bytes grow.
-  Result<Trial> search(const Family& family, double max_loss) {
-    int low = 0, high = static_cast<int>(family.points.size()) - 1;
+  /// Bisection over a family's knob, among its points that are expected to read less than `limit`:
+  /// loss falls as bytes grow. Nothing: none of them stays inside the budget.
+  Result<std::optional<Trial>> search(const Family& family, double max_loss, double limit) {
+    int high = static_cast<int>(family.points.size()) - 1;
+    while (high >= 0 && expected(family.points[high]) >= limit) --high;
+    if (high < 0) return std::optional<Trial>();
     POLAR_ASSIGN(Trial best, measure(family, high));
-    if (!inside(best, max_loss)) return best;
-    while (low < high) {
+    if (!inside(best, max_loss)) return std::optional<Trial>();
+    for (int low = 0; low < high;) {
       const int middle = (low + high) / 2;
       POLAR_ASSIGN(Trial trial, measure(family, middle));
       if (inside(trial, max_loss)) {
@@ -206,7 +217,7 @@ class Calibrator {
         low = middle + 1;
       }
     }
-    return best;
+    return std::optional<Trial>(std::move(best));
   }
 
   Result<Trial> measure(const Family& family, int knob) {
@@ -217,33 +228,51 @@ class Calibrator {
     if (const ordered_json* stored = state_.find(key)) {
       trial.loss = (*stored)["loss"];
       trial.effective_density = (*stored)["density"];
-      trial.needles_lost = (*stored)["needles_lost"];
+      trial.needles = (*stored)["needles"];
     } else {
-      Profile profile = sparsity::dense_profile(weights_.config.layers, weights_.config.kv_heads);
-      profile.points = {trial.point};
-      POLAR_ASSIGN(auto planner, model::ProfilePlanner::create(device_, profile));
-      EvaluateOptions evaluation = evaluate_options();
+      POLAR_ASSIGN(auto planner, planner_of(trial.point));
+      EvaluateOptions evaluation = evaluate_options(trial.point.name);
       evaluation.known_dense_perplexity = result_.dense_perplexity;
-      evaluation.progress = [&](int done, int windows) {
-        if (options_.progress) options_.progress(trial.point.name, done, windows);
-      };
       POLAR_ASSIGN(const Evaluation measured,
                    evaluate(device_, weights_, slices_.held_out, planner.get(), evaluation));
-      POLAR_ASSIGN(const NeedleResult needles,
-                   run_needles(device_, weights_, slices_.held_out_needles, planner.get(),
-                               options_.kv_dtype));
       trial.loss = measured.ratio() - 1;
       trial.effective_density = measured.effective_density();
-      trial.needles_lost = std::max(0, needles.dense_correct - needles.sparse_correct);
+      trial.needles = retrieval_->ask(planner.get()).sparse_correct;
       POLAR_RETURN_IF_ERROR(state_.put(key, {{"loss", trial.loss},
                                              {"density", trial.effective_density},
-                                             {"needles_lost", trial.needles_lost}}));
+                                             {"needles", trial.needles}}));
     }
     const bool known =
         std::any_of(result_.trials.begin(), result_.trials.end(),
                     [&](const Trial& other) { return other.point.name == trial.point.name; });
     if (!known) result_.trials.push_back(trial);
     return trial;
+  }
+
+  /// The chosen point beside dense, row by row.
+  Result<sparsity::Quality> final_quality(const OperatingPoint& point) {
+    POLAR_ASSIGN(auto planner, planner_of(point));
+    POLAR_ASSIGN(const Evaluation measured,
+                 evaluate(device_, weights_, slices_.held_out, planner.get(),
+                          evaluate_options(point.name + " beside dense")));
+    const NeedleResult needles = retrieval_->ask(planner.get());
+    sparsity::Quality quality;
+    quality.perplexity_ratio = measured.ratio();
+    quality.kl = measured.kl;
+    quality.agreement = measured.agreement;
+    quality.effective_density = measured.effective_density();
+    quality.needles = needles.count;
+    quality.dense_needles = needles.dense_correct;
+    quality.sparse_needles = needles.sparse_correct;
+    quality.text = options_.text_name + ", " + std::to_string(slices_.held_out.count) +
+                   " held-out windows of " + std::to_string(options_.context);
+    return quality;
+  }
+
+  Result<std::unique_ptr<model::Planner>> planner_of(const OperatingPoint& point) {
+    Profile profile = sparsity::dense_profile(weights_.config.layers, weights_.config.kv_heads);
+    profile.points = {point};
+    return point_planner(device_, profile, 0);
   }
 
   /// The fallback while units are ranked: a window that all families can afford.
@@ -257,6 +286,7 @@ class Calibrator {
   const CalibrateOptions& options_;
   CalibrationState& state_;
   Slices slices_;
+  std::unique_ptr<Retrieval> retrieval_;  // the held-out prompts
   std::vector<int> ranked_;
   Calibration result_;
 };

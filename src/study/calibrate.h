@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "sparsity/profile.h"
+#include "study/candidates.h"
 #include "study/evaluate.h"
 #include "study/needle.h"
 
@@ -18,8 +19,8 @@ struct CalibrateOptions {
   int context = 2048;
   int prompt = -1;             // tokens of each window that are prefilled dense; -1: context / 4
   int importance_windows = 2;  // windows on which units are left out, one by one
-  int held_out_windows = 4;    // windows that decide
-  int needles = 8;             // retrieval prompts: half of them are held out
+  int held_out_windows = 12;   // windows that decide
+  int needles = 24;            // retrieval prompts: a third ranks the units, the others decide
   DType kv_dtype = DType::kF16;
   uint64_t seed = 1;
   std::string text_name;
@@ -31,8 +32,8 @@ struct Trial {
   std::string family;
   sparsity::OperatingPoint point;
   double loss = 0;               // perplexity ratio - 1
-  double effective_density = 1;  // KV bytes read / dense
-  int needles_lost = 0;          // retrieval prompts that dense answers and this does not
+  double effective_density = 1;  // KV bytes read / dense, mean keys included
+  int needles = 0;               // retrieval prompts that it answers
 };
 
 struct Calibration {

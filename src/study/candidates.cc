@@ -4,6 +4,8 @@
 #include <cmath>
 #include <numeric>
 
+#include "backend/ranges.h"
+
 namespace polar::study {
 
 using backend::ReadKind;
@@ -36,8 +38,7 @@ OperatingPoint point_of(std::string name, int recent, std::vector<UnitBudget> bu
 std::vector<int> rank_units(const std::vector<double>& text_loss,
                             const std::vector<double>& retrieval_loss) {
   const std::vector<int> text = places(text_loss);
-  const std::vector<int> retrieval =
-      retrieval_loss.size() == text.size() ? places(retrieval_loss) : text;
+  const std::vector<int> retrieval = retrieval_loss.empty() ? text : places(retrieval_loss);
   std::vector<int> ranked(text.size());
   std::iota(ranked.begin(), ranked.end(), 0);
   std::stable_sort(ranked.begin(), ranked.end(), [&](int a, int b) {
@@ -61,6 +62,51 @@ Family static_family(const std::vector<int>& ranked, int recent_pages) {
                                      recent_pages, std::move(budgets)));
   }
   return family;
+}
+
+Family pages_family(const std::vector<int>& ranked, const Tiers& tiers, int recent_pages) {
+  Family family{tiers.name, {}};
+  const auto units = static_cast<int>(ranked.size());
+  for (const int share :
+       {60, 80, 100, 125, 160, 200, 250, 300, 350, 400, 450, 500, 600, 700, 800, 900}) {
+    std::vector<UnitBudget> budgets(units);
+    for (int place = 0; place < units; ++place) {
+      UnitBudget& budget = budgets[ranked[place]];
+      if (place < std::lround(tiers.full * units)) continue;
+      const bool upper = place < std::lround(tiers.upper * units);
+      const long per_mille = std::lround(share * (upper ? tiers.upper_factor : tiers.lower_factor));
+      if (per_mille >= 1000) continue;
+      budget.kind = per_mille == 0 ? ReadKind::kWindow : ReadKind::kPages;
+      budget.pages_per_mille = static_cast<uint16_t>(per_mille);
+    }
+    family.points.push_back(point_of(family.name + " " + std::to_string(share) + " per mille",
+                                     recent_pages, std::move(budgets)));
+  }
+  return family;
+}
+
+double expected_density(const OperatingPoint& point, int prompt, int context, double mean_share) {
+  double read = 0, dense = 0;
+  for (int position = prompt; position < context; position += backend::kPageTokens) {
+    for (const UnitBudget& budget : point.budgets) {
+      const auto ranges = [&]() -> double {
+        const backend::PageRanges full = backend::full_ranges(position, 0, 0);
+        const backend::PageRanges window =
+            backend::window_ranges(position, 0, 0, point.limits.sink, point.limits.recent);
+        if (budget.kind == ReadKind::kNone) return 0;
+        if (budget.kind == ReadKind::kWindow) return window.count + window.tail_count;
+        if (budget.kind != ReadKind::kPages) return full.tail_count;
+        const backend::PageChoice choice =
+            backend::page_choice(position, 0, budget, point.limits, full.tail_count);
+        if (choice.chosen == 0) return window.count + window.tail_count;
+        if (choice.chosen == choice.count) return full.tail_count;
+        return full.tail_count - (choice.count - choice.chosen) + choice.count * mean_share;
+      };
+      read += ranges();
+      dense += position / backend::kPageTokens + 1;
+    }
+  }
+  return read / dense;
 }
 
 }  // namespace polar::study

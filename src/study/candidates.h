@@ -25,4 +25,29 @@ struct Family {
 /// per window size (in pages).
 Family static_family(const std::vector<int>& ranked, int recent_pages);
 
+/// How the units of a pages family share what they read, by rank: the best `full` of them read
+/// everything; those up to `upper` choose `upper_factor` times the knob's share of their pages, the
+/// others `lower_factor` times (0: they read sink and window).
+struct Tiers {
+  const char* name;
+  double full = 0;
+  double upper = 1;
+  double upper_factor = 1;
+  double lower_factor = 0;
+};
+inline constexpr Tiers kEqualPages = {"pages"};
+inline constexpr Tiers kHalves = {"pages, halves", 0, 0.5, 1.5, 0.5};
+inline constexpr Tiers kTenthFull = {"pages, a tenth full", 0.1};
+inline constexpr Tiers kAboveWindows = {"pages above windows", 0, 0.5};
+inline constexpr Tiers kFullAboveWindows = {"full and pages above windows", 0.1, 0.5};
+
+/// pages: units choose among their pages; the knob is their share.
+Family pages_family(const std::vector<int>& ranked, const Tiers& tiers, int recent_pages);
+
+/// The share of KV bytes that a point reads in decode steps from `prompt` to `context` tokens, mean
+/// keys included, before it is measured: no model runs. `mean_share`: bytes of a mean key / of a
+/// block.
+double expected_density(const sparsity::OperatingPoint& point, int prompt, int context,
+                        double mean_share);
+
 }  // namespace polar::study

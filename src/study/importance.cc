@@ -60,8 +60,8 @@ double mean_kl(ThreadPool& pool, const std::vector<float>& dense, const std::vec
   return sum / static_cast<double>(rows);
 }
 
-/// Runs one passage layer by layer: once dense, storing the state before each layer, then once per
-/// unit from its layer on.
+/// Runs the rows behind a passage's prompt layer by layer: once dense, storing the state before
+/// each layer, then once per unit from its layer on.
 class PassageRunner {
  public:
   PassageRunner(backend::Device& device, const model::Weights& weights,
@@ -69,16 +69,21 @@ class PassageRunner {
       : device_(device), config_(weights.config), options_(options), one_unit_(options.fallback) {}
 
   Status prepare(const model::Weights& weights, const Passage& passage) {
-    const int rows = static_cast<int>(passage.tokens.size());
+    const int length = static_cast<int>(passage.tokens.size());
+    const int rows = std::max(passage.prompt, length - passage.prompt);
     const int scored = static_cast<int>(passage.scored_rows.size());
     POLAR_ASSIGN(decoder_, model::Decoder::create(device_, weights, {rows, scored}));
-    POLAR_ASSIGN(auto cache, SequenceCache::create(device_, config_, options_.kv_dtype, 1, rows));
+    POLAR_ASSIGN(auto cache, SequenceCache::create(device_, config_, options_.kv_dtype, 1, length));
     cache_ = std::make_unique<SequenceCache>(std::move(cache));
-    std::vector<Chunk> chunks;
     const std::span<const int32_t> tokens(passage.tokens);
-    if (passage.prompt > 0) chunks.push_back({0, 0, tokens.first(passage.prompt), false});
-    chunks.push_back({0, passage.prompt, tokens.subspan(passage.prompt), true});
-    batch_ = &cache_->pack(chunks, passage.scored_rows);
+    if (passage.prompt > 0) {
+      const Chunk prompt{0, 0, tokens.first(passage.prompt), false};
+      decoder_->forward(cache_->pack({&prompt, 1}, {}), cache_->kv(), dense_, nullptr);
+    }
+    std::vector<int32_t> logit_rows;
+    for (const int32_t row : passage.scored_rows) logit_rows.push_back(row - passage.prompt);
+    const Chunk behind{0, passage.prompt, tokens.subspan(passage.prompt), true};
+    batch_ = &cache_->pack({&behind, 1}, logit_rows);
     return {};
   }
 
@@ -141,7 +146,7 @@ class PassageRunner {
 
 Passage make_passage(std::span<const int32_t> window, int prompt, int stride) {
   Passage passage{{window.begin(), window.end()}, prompt, {}};
-  for (int row = std::max(prompt - 1, 0); row < static_cast<int>(window.size()); row += stride) {
+  for (int row = prompt; row < static_cast<int>(window.size()); row += stride) {
     passage.scored_rows.push_back(row);
   }
   return passage;

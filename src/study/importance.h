@@ -16,11 +16,11 @@ namespace polar::study {
 struct Passage {
   std::vector<int32_t> tokens;
   int prompt = 0;
-  /// Rows whose next-token distribution counts, ascending; all are at least `prompt` - 1.
+  /// Rows whose next-token distribution counts, ascending; all are at least `prompt`.
   std::vector<int32_t> scored_rows;
 };
 
-/// A window whose rows from `prompt` - 1 on count, every `stride`-th of them.
+/// A window whose rows from `prompt` on count, every `stride`-th of them.
 Passage make_passage(std::span<const int32_t> window, int prompt, int stride);
 
 struct ImportanceOptions {
@@ -30,8 +30,9 @@ struct ImportanceOptions {
 };
 
 /// Leave-one-out KL: mean over the scored rows of KL(dense || unit on its fallback), nats, [layers
-/// * kv_heads]. Each unit's run starts at its layer, from the stored dense state before it, so that
-/// it costs (layers - layer) / layers of a forward pass.
+/// * kv_heads]. The prompt runs once. Each unit's run starts at its layer, from the stored dense
+/// state of the rows behind the prompt, so that it costs (layers - layer) / layers of a pass over
+/// them.
 Result<std::vector<double>> leave_one_out(backend::Device& device, const model::Weights& weights,
                                           std::span<const Passage> passages,
                                           const ImportanceOptions& options);

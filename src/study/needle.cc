@@ -125,45 +125,67 @@ Result<std::vector<Needle>> make_needles(const std::string& where,
   return needles;
 }
 
-Result<NeedleResult> run_needles(backend::Device& device, const model::Weights& weights,
-                                 const std::vector<Needle>& needles, model::Planner* planner,
-                                 DType kv_dtype) {
-  NeedleResult result;
-  model::DensePlanner dense;
-  for (const Needle& needle : needles) {
-    const Passage& passage = needle.passage;
-    const int rows = static_cast<int>(passage.tokens.size());
-    const int answers = static_cast<int>(passage.scored_rows.size());
-    POLAR_ASSIGN(auto decoder, model::Decoder::create(device, weights, {rows, answers}));
-    POLAR_ASSIGN(auto cache, SequenceCache::create(device, weights.config, kv_dtype, 1, rows));
-    const std::span<const int32_t> tokens(passage.tokens);
-    const Chunk prompt{0, 0, tokens.first(passage.prompt), false};
-    const Chunk asked{0, passage.prompt, tokens.subspan(passage.prompt), true};
+Result<std::unique_ptr<Retrieval>> Retrieval::create(backend::Device& device,
+                                                     const model::Weights& weights,
+                                                     std::vector<Needle> needles, DType kv_dtype) {
+  std::unique_ptr<Retrieval> made(new Retrieval(device, weights, std::move(needles)));
+  if (made->needles_.empty()) return made;
+  int length = 0, prompt = 0, asked = 0, answers = 0;
+  for (const Needle& needle : made->needles_) {
+    const int tokens = static_cast<int>(needle.passage.tokens.size());
+    length = std::max(length, tokens);
+    prompt = std::max(prompt, needle.passage.prompt);
+    asked = std::max(asked, tokens - needle.passage.prompt);
+    answers = std::max(answers, static_cast<int>(needle.passage.scored_rows.size()));
+  }
+  POLAR_ASSIGN(made->decoder_,
+               model::Decoder::create(device, weights, {std::max(prompt, asked), answers}));
+  POLAR_ASSIGN(auto cache,
+               SequenceCache::create(device, weights.config, kv_dtype,
+                                     static_cast<int>(made->needles_.size()), length, 0, asked));
+  made->cache_ = std::make_unique<SequenceCache>(std::move(cache));
+  for (size_t i = 0; i < made->needles_.size(); ++i) {
+    const Passage& passage = made->needles_[i].passage;
+    const Chunk chunk{static_cast<int>(i), 0, std::span(passage.tokens).first(passage.prompt),
+                      false};
+    made->decoder_->forward(made->cache_->pack({&chunk, 1}, {}), made->cache_->kv(),
+                            made->dense_planner_, nullptr);
+  }
+  made->dense_ = made->answer(made->dense_planner_, made->dense_answered_);
+  return made;
+}
+
+Retrieval::Answers Retrieval::answer(model::Planner& planner, std::vector<char>& answered) {
+  Answers all;
+  answered.assign(needles_.size(), 0);
+  const int vocabulary = weights_.config.vocabulary;
+  for (size_t i = 0; i < needles_.size(); ++i) {
+    const Passage& passage = needles_[i].passage;
+    const Chunk asked{static_cast<int>(i), passage.prompt,
+                      std::span(passage.tokens).subspan(passage.prompt), true};
     std::vector<int32_t> logit_rows;
     for (const int32_t row : passage.scored_rows) logit_rows.push_back(row - passage.prompt);
-    decoder->forward(cache.pack({&prompt, 1}, {}), cache.kv(), dense, nullptr);
+    const float* logits =
+        decoder_->forward(cache_->pack({&asked, 1}, logit_rows), cache_->kv(), planner, nullptr);
+    std::vector<float> host(logit_rows.size() * static_cast<size_t>(vocabulary));
+    device_.download(host.data(), logits, host.size() * sizeof(float));
+    const Answer answer = judge(host, passage, vocabulary);
+    answered[i] = answer.correct;
+    all.correct += answer.correct ? 1 : 0;
+    all.log_probability += answer.log_probability / static_cast<double>(needles_.size());
+  }
+  return all;
+}
 
-    const auto ask = [&](model::Planner& how) {
-      const float* logits =
-          decoder->forward(cache.pack({&asked, 1}, logit_rows), cache.kv(), how, nullptr);
-      std::vector<float> host(logit_rows.size() * static_cast<size_t>(weights.config.vocabulary));
-      device.download(host.data(), logits, host.size() * sizeof(float));
-      return judge(host, passage, weights.config.vocabulary);
-    };
-    const Answer full = ask(dense);
-    result.dense_correct += full.correct ? 1 : 0;
-    result.dense_log_probability += full.log_probability;
-    if (planner != nullptr) {
-      const Answer sparse = ask(*planner);
-      result.sparse_correct += sparse.correct ? 1 : 0;
-      result.sparse_log_probability += sparse.log_probability;
-    }
-    ++result.count;
-  }
-  if (result.count > 0) {
-    result.dense_log_probability /= result.count;
-    result.sparse_log_probability /= result.count;
-  }
+NeedleResult Retrieval::ask(model::Planner* planner) {
+  NeedleResult result;
+  result.count = static_cast<int>(needles_.size());
+  result.dense_correct = dense_.correct;
+  result.dense_log_probability = dense_.log_probability;
+  if (planner == nullptr) return result;
+  const Answers sparse = answer(*planner, answered_);
+  result.sparse_correct = sparse.correct;
+  result.sparse_log_probability = sparse.log_probability;
   return result;
 }
 

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "study/importance.h"
+#include "study/sequence_cache.h"
 
 namespace polar::study {
 
@@ -40,9 +41,40 @@ struct NeedleResult {
          sparse_log_probability = 0;  // of the whole answer, mean over prompts, nats
 };
 
-/// Runs each prompt dense and with `planner` (null: dense alone).
-Result<NeedleResult> run_needles(backend::Device& device, const model::Weights& weights,
-                                 const std::vector<Needle>& needles, model::Planner* planner,
-                                 DType kv_dtype);
+/// Asks the same retrieval prompts again and again. The prompts are prefilled once, dense; their KV
+/// is kept (needles x length tokens of it), only the questions run.
+class Retrieval {
+ public:
+  /// Prefills, and asks dense. Device and weights must outlive it.
+  static Result<std::unique_ptr<Retrieval>> create(backend::Device& device,
+                                                   const model::Weights& weights,
+                                                   std::vector<Needle> needles, DType kv_dtype);
+
+  /// The dense answers beside those with `planner` (null: dense alone).
+  NeedleResult ask(model::Planner* planner);
+
+  const std::vector<Needle>& needles() const { return needles_; }
+  /// Whether the last ask answered prompt i.
+  bool answered(int i) const { return answered_[i]; }
+  bool dense_answered(int i) const { return dense_answered_[i]; }
+
+ private:
+  struct Answers {
+    int correct = 0;
+    double log_probability = 0;
+  };
+  Retrieval(backend::Device& device, const model::Weights& weights, std::vector<Needle> needles)
+      : device_(device), weights_(weights), needles_(std::move(needles)) {}
+  Answers answer(model::Planner& planner, std::vector<char>& answered);
+
+  backend::Device& device_;
+  const model::Weights& weights_;
+  std::vector<Needle> needles_;
+  std::unique_ptr<model::Decoder> decoder_;
+  std::unique_ptr<SequenceCache> cache_;
+  model::DensePlanner dense_planner_;
+  Answers dense_;
+  std::vector<char> answered_, dense_answered_;  // [needle]
+};
 
 }  // namespace polar::study

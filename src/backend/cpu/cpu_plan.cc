@@ -56,9 +56,10 @@ PageRanges CpuOps::chosen_pages(const PlanArgs& args, int planned, int kv_head, 
   const int capacity = batch.list_capacity / (batch.planned_rows() * kv.kv_heads);
   const PageChoice choice = page_choice(
       position, args.window, args.budgets[point * kv.kv_heads + kv_head], limits, capacity);
-  if (choice.chosen == 0)
-    return window_ranges(position, args.window, table_begin, limits.sink, limits.recent);
   if (choice.chosen == choice.count) return full_ranges(position, args.window, table_begin);
+  const int32_t tail = choice.first + choice.count;
+  const int32_t tail_count = position / kPageTokens + 1 - tail;
+  if (choice.chosen == 0) return {table_begin, choice.sink, table_begin + tail, tail_count};
 
   POLAR_CHECK(kv.means != nullptr && args.query.data != nullptr);
   const int32_t* table = batch.pages + table_begin;
@@ -84,9 +85,7 @@ PageRanges CpuOps::chosen_pages(const PlanArgs& args, int planned, int kv_head, 
   int32_t* best = list + choice.sink;
   choose_largest(memory.mass.data(), choice.count, choice.chosen, memory.keys.data(), best);
   for (int i = 0; i < choice.chosen; ++i) best[i] = table[choice.first + best[i]];
-  const int32_t tail = choice.first + choice.count;
-  return {list_begin, choice.sink + choice.chosen, table_begin + tail,
-          position / kPageTokens + 1 - tail};
+  return {list_begin, choice.sink + choice.chosen, table_begin + tail, tail_count};
 }
 
 PageRanges CpuOps::unit_ranges(const PlanArgs& args, int planned, int kv_head, const float* logits,

@@ -159,7 +159,7 @@ cudaError_t launch_page_means(const PageMeans& args, cudaStream_t stream);
 /// and the page being filled included; at least those. Ties go to the lower page.
 struct PageSelection {
   PlanLaunch plan;
-  PageMeans means;              // of the same planned rows
+  PageMeans means;              // of the same planned rows; rows 0: the means are written already
   const void* query = nullptr;  // [rows][kv_heads * group][head_dim] bf16
   int group = 0;
   float scale = 1.0f;

@@ -12,6 +12,21 @@ namespace polar::backend::cuda {
 namespace {
 
 constexpr size_t kPartialBytes = CublasProducts::kWorkspaceBytes;
+PageMeans page_means(const Batch& batch, const KvView& kv, int layer, int first, int rows) {
+  PageMeans means;
+  means.position = batch.position + first;
+  means.sequence = batch.sequence + first;
+  means.rows = rows;
+  means.kv_heads = kv.kv_heads;
+  means.head_dim = kv.head_dim;
+  means.table_stride = batch.table_stride;
+  means.pages = batch.pages;
+  means.kv = kv.block(layer, 0, 0);
+  means.kv_dtype = kv.dtype;
+  means.means = kv.mean(layer, 0, 0);
+  return means;
+}
+
 constexpr int kSkinnyRows = 16;  // more rows than that: the library's kernels are as good
 
 }  // namespace
@@ -168,12 +183,26 @@ void CudaOps::qkv(const QkvArgs& args) {
           args.scratch.data, width, false);
   launch_rope_store(args, args.bias, device_.stream());
   POLAR_CUDA(cudaGetLastError());
+  // The means of the pages that planned rows fill are written by the plan verb.
+  const Batch& batch = *args.batch;
+  if (args.kv.means != nullptr && batch.prefill_rows > 0) {
+    POLAR_CUDA(launch_page_means(page_means(batch, args.kv, args.layer, 0, batch.prefill_rows),
+                                 device_.stream()));
+  }
 }
 
 void CudaOps::plan(const PlanArgs& args) {
   const Batch& batch = *args.batch;
   if (batch.planned_rows() == 0) return;
   const int first = batch.prefill_rows, units = batch.planned_rows() * args.kv.kv_heads;
+  // Choosing pages writes the means of the pages that its rows fill, unless rows of one sequence
+  // may choose what others of them fill.
+  const bool chooses = args.kv.means != nullptr && args.query.data != nullptr;
+  const bool alone = batch.rows == batch.sequences;
+  if (args.kv.means != nullptr && !(chooses && alone)) {
+    POLAR_CUDA(launch_page_means(
+        page_means(batch, args.kv, args.layer, first, batch.planned_rows()), device_.stream()));
+  }
   const DensePlan dense{batch.position,     batch.planned_rows(), args.kv.kv_heads,
                         batch.table_stride, args.window,          args.plan.units};
   if (args.budgets == nullptr && dense == dense_plan_) {  // as in the layer before
@@ -196,13 +225,57 @@ void CudaOps::plan(const PlanArgs& args) {
                           args.window,
                           args.budgets,
                           args.limits,
-                          nullptr,
+                          router_logits(args),
                           args.plan.units,
                           args.plan.read,
                           schedule_at(schedule_, shares_)};
-  POLAR_CUDA(launch_plan(launch, device_.stream()));
+  if (chooses)
+    choose_pages(args, launch, alone);
+  else
+    POLAR_CUDA(launch_plan(launch, device_.stream()));
   dense_plan_ = args.budgets == nullptr ? dense : DensePlan{};
   scheduled_ = args.plan.units;
+}
+
+/// The routers' logits [planned rows][kv_heads], or null.
+const float* CudaOps::router_logits(const PlanArgs& args) {
+  if (args.router == nullptr) return nullptr;
+  const Batch& batch = *args.batch;
+  const int rows = batch.planned_rows();
+  const int64_t width = args.x.shape[1], kv_heads = args.kv.kv_heads;
+  if (static_cast<size_t>(rows * kv_heads) * sizeof(float) > logits_bytes_) {
+    logits_bytes_ = static_cast<size_t>(rows * kv_heads) * sizeof(float);
+    logits_ = static_cast<float*>(device_.own(logits_bytes_));
+  }
+  product(args.x.as<std::byte>() + batch.prefill_rows * width * 2, width, rows, *args.router,
+          args.router_bias, false, logits_, kv_heads, true);
+  return logits_;
+}
+
+void CudaOps::choose_pages(const PlanArgs& args, const PlanLaunch& plan, bool writes_means) {
+  const Batch& batch = *args.batch;
+  const int first = batch.prefill_rows, units = plan.rows * plan.kv_heads,
+            group = args.heads / plan.kv_heads;
+  const size_t bytes = page_scores_bytes(units, group, batch.table_stride);
+  if (bytes > page_scores_bytes_) {
+    page_scores_bytes_ = bytes;
+    page_scores_ = static_cast<float*>(device_.own(bytes));
+  }
+  if (selection_arrivals_ == nullptr)
+    selection_arrivals_ = static_cast<int32_t*>(device_.own(sizeof(int32_t)));
+  PageSelection selection;
+  selection.plan = plan;
+  selection.means = page_means(batch, args.kv, args.layer, first, writes_means ? plan.rows : 0);
+  selection.query =
+      args.query.as<std::byte>() + static_cast<size_t>(first) * args.heads * args.kv.head_dim * 2;
+  selection.group = group;
+  selection.scale = args.scale;
+  selection.scores = page_scores_;
+  selection.pages = batch.pages;
+  selection.list_begin = batch.list_begin();
+  selection.list_capacity = batch.list_capacity;
+  selection.arrivals = selection_arrivals_;
+  POLAR_CUDA(launch_page_selection(selection, device_.stream()));
 }
 
 void* CudaOps::attention_scratch(int units, int group, int head_dim) {

@@ -15,6 +15,7 @@
 namespace polar::backend::cuda {
 
 class CudaDevice;
+struct PlanLaunch;
 struct SkinnyLaunch;
 
 class CudaOps : public Ops {
@@ -46,6 +47,10 @@ class CudaOps : public Ops {
   void fastest(const Choice& key, int rows, const std::vector<std::function<void()>>& ways);
   const void* bias_in_bf16(const float* bias, int count);
   void* attention_scratch(int units, int group, int head_dim);
+  const float* router_logits(const PlanArgs& args);
+  /// Plans a layer in which units choose among their pages. `writes_means`: also those of the pages
+  /// that the rows fill.
+  void choose_pages(const PlanArgs& args, const PlanLaunch& plan, bool writes_means);
   void skinny(const SkinnyLaunch& launch);
   void sparse_mlp(const MlpArgs& args);
 
@@ -71,6 +76,11 @@ class CudaOps : public Ops {
   void* schedule_ = nullptr;
   int schedule_units_ = 0;
   const PageRanges* scheduled_ = nullptr;  // the plan that the schedule was made from
+  float* logits_ = nullptr;                // of routers
+  size_t logits_bytes_ = 0;
+  float* page_scores_ = nullptr;
+  size_t page_scores_bytes_ = 0;
+  int32_t* selection_arrivals_ = nullptr;
   void* embedded_ = nullptr;
   size_t embedded_bytes_ = 0;
 };

@@ -17,30 +17,10 @@ constexpr int kScoreWarps = 4;
 constexpr int kPagesPerWarp = 32;
 constexpr int kSelectThreads = 512;  // of a block whose warps select for a unit each
 
-/// A unit's candidates for selection, and how many of them it may read.
-struct Candidates {
-  int first, count;  // logical pages [first, first + count)
-  int chosen;        // of them
-  int sink;          // pages before them, always read
-};
-
-/// Full pages between the sink and the newest ones. Under a sliding window pages that are seen in
-/// part cannot stand in a list; there is then no sink, and the first visible page is given up.
-__device__ __forceinline__ Candidates candidates_of(const PageSelection& s, const PlanRow& row,
+__device__ __forceinline__ PageChoice candidates_of(const PageSelection& s, const PlanRow& row,
                                                     int head) {
-  const int window = s.plan.window;
-  const UnitBudget budget = row.budgets[head];
   const int capacity = s.list_capacity / (s.plan.rows * s.plan.kv_heads);
-  const int own = row.position / kPageTokens;
-  const int visible = first_visible_page(row.position, window);
-  const bool cut = window > 0 && row.position >= window;
-  const int sink = cut ? 0 : min(row.limits.sink, own);
-  const int first = cut ? visible + ((row.position - window + 1) % kPageTokens != 0) : sink;
-  const int tail = max(own - row.limits.recent, first);
-  const int budget_pages = (budget.pages_per_mille * (own + 1 - visible) + 999) / 1000;
-  const int count = tail - first;
-  const int chosen = min(max(budget_pages - sink - (own + 1 - tail), 0), max(capacity - sink, 0));
-  return {first, count, min(chosen, count), sink};
+  return page_choice(row.position, s.plan.window, row.budgets[head], row.limits, capacity);
 }
 
 /// Mean key of one full page, by one warp.
@@ -109,7 +89,8 @@ __global__ void __launch_bounds__(kScoreWarps * 32)
   const int own = s.plan.position[which] / kPageTokens;
   const int32_t* table = s.pages + s.plan.sequence[which] * s.plan.table_stride;
   const PlanRow row = plan_row(s.plan, which);
-  if (blockIdx.y == 0 && threadIdx.x < 32) write_mean_any(s.means, which, head, lane);
+  if (s.means.rows > 0 && blockIdx.y == 0 && threadIdx.x < 32)
+    write_mean_any(s.means, which, head, lane);
   if (begin > own) return;
   const int own_page = table[min(begin + lane, own)];
   constexpr int kChunks = D / 32;      // of 32 dims: 16 bytes a lane
@@ -134,7 +115,7 @@ __global__ void __launch_bounds__(kScoreWarps * 32)
     }
   }
   if (resolved_kind(s.plan, row, which, head) != ReadKind::kPages) return;
-  const Candidates c = candidates_of(s, row, head);
+  const PageChoice c = candidates_of(s, row, head);
   if (begin >= c.first + c.count || c.chosen == 0 || c.chosen == c.count) return;
   const int stride = score_stride(s.plan.table_stride);
   float* out = s.scores + static_cast<int64_t>(unit) * s.group * stride;
@@ -223,7 +204,7 @@ struct Team {
 /// Each thread holds up to `Items` neighbouring pages in registers.
 template <int Threads, int Items>
 __device__ void select_pages(const PageSelection& s, int unit, const PlanRow& row,
-                             const Candidates& c, int32_t* list) {
+                             const PageChoice& c, int32_t* list) {
   using T = Team<Threads>;
   const int pages = c.first + c.count, stride = score_stride(s.plan.table_stride);
   const int per = ((pages + Threads - 1) / Threads + 3) / 4 * 4;
@@ -314,7 +295,7 @@ __global__ void __launch_bounds__(Threads > 32 ? Threads : kSelectThreads)
     if (kind != ReadKind::kPages) {
       ranges = ranges_of(kind, row, s.plan.window);
     } else {
-      const Candidates c = candidates_of(s, row, head);
+      const PageChoice c = candidates_of(s, row, head);
       const int capacity = s.list_capacity / units;
       if (c.chosen == c.count) {
         ranges = full_ranges(row.position, s.plan.window, row.table_begin);
@@ -327,6 +308,8 @@ __global__ void __launch_bounds__(Threads > 32 ? Threads : kSelectThreads)
           ranges.begin = row.table_begin;  // the sink alone, from the table
         } else {
           select_pages<Threads, Items>(s, unit, row, c, s.pages + begin);
+          if (threadIdx.x % Threads == 0 && s.plan.read != nullptr)
+            atomicAdd(&s.plan.read[which].means, c.count);
         }
       }
     }
