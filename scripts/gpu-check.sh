@@ -17,8 +17,8 @@ stamp() { sed "s/^{/{\"time\":\"$(date -u +%FT%TZ)\",/" | tee -a "$results"; }
 stage_build() {
   local vendor=()
   [ -d vendor ] && vendor=(-DPOLAR_VENDOR="$PWD/vendor")
-  cmake --preset release -DPOLAR_CUDA=ON -DPOLAR_TESTS=OFF -DPOLAR_BENCHMARKS=OFF "${vendor[@]}"
-  cmake --build build --target polar
+  cmake --preset release -DPOLAR_CUDA=ON -DPOLAR_TESTS=OFF -DPOLAR_BENCHMARKS=OFF -DPOLAR_GPU_CHECKS=ON "${vendor[@]}"
+  cmake --build build --target polar polar_cuda_test polar_attention_check polar_mlp_bench polar_attention_bench
 }
 stage_test() {
   local program
