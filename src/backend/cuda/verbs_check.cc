@@ -396,8 +396,8 @@ void check_attention(Device& gpu, Device& cpu, int heads, int kv_heads, int dim,
       const Buffer dbu = to_device(device, budgets), dli = to_device(device, limits),
                    units =
                        poisoned(device, static_cast<size_t>(rows) * kv_heads, sizeof(PageRanges)),
-                   count = to_device(device, std::vector<int32_t>(rows, 0));
-      const ReadPlan plan{units.as<PageRanges>(), count.as<int32_t>()};
+                   count = to_device(device, std::vector<ReadCount>(rows));
+      const ReadPlan plan{units.as<PageRanges>(), count.as<ReadCount>()};
       PlanArgs plan_args;
       plan_args.batch = &batch;
       plan_args.kv = kv;
