@@ -1,6 +1,7 @@
 #include "engine/engine_thread.h"
 
 #include <algorithm>
+#include <utility>
 
 namespace polar::engine {
 
@@ -92,28 +93,35 @@ void EngineThread::read(std::unique_ptr<OpenStep> step) {
   runner_->wait(*step);
   ++counters_.steps;
   const backend::Sampled* results = step->sampled.data();
-  const backend::ReadCount* counts = step->read.data();
+  int planned = 0;
   for (const StepChunk& chunk : step->plan.chunks) {
     // Rows of a sequence that ended after they were queued are dropped.
-    if (!chunk.sequence->done()) read_chunk(chunk, results, counts);
+    if (!chunk.sequence->done()) read_chunk(*step, chunk, results, planned);
     results += chunk.logit_rows();
-    if (chunk.planned) counts += chunk.rows;
+    if (chunk.planned) planned += chunk.rows;
   }
   scheduler_.complete(step->plan);
 }
 
-void EngineThread::read_chunk(const StepChunk& chunk, const backend::Sampled* results,
-                              const backend::ReadCount* counts) {
-  Job& job = static_cast<Job&>(*chunk.sequence);
+/// `planned`: index of the chunk's first row among the step's planned rows.
+void EngineThread::count_reads(const OpenStep& step, const StepChunk& chunk, int planned,
+                               Job& job) {
   const backend::KvView& kv = runner_->kv();
-  for (int row = 0; chunk.planned && row < chunk.rows; ++row) {
-    const double read = kv.bytes(counts[row]);
+  for (int row = 0; row < chunk.rows; ++row) {
+    const double read = kv.bytes(step.read[planned + row]);
     const double dense = kv.bytes({runner_->dense_blocks(chunk.position + row), 0});
     job.usage.kv_bytes_read += read;
     job.usage.kv_bytes_dense += dense;
     counters_.kv_bytes_read += read;
     counters_.kv_bytes_dense += dense;
+    if (job.request.trace) runner_->add_read(step, planned + row, chunk.position + row, job.read);
   }
+}
+
+void EngineThread::read_chunk(const OpenStep& step, const StepChunk& chunk,
+                              const backend::Sampled* results, int planned) {
+  Job& job = static_cast<Job&>(*chunk.sequence);
+  if (chunk.planned) count_reads(step, chunk, planned, job);
   Event event;
   for (int row = 0; row < chunk.score_rows; ++row)
     event.prompt.push_back(token_info(results[row], job.request.prompt_logprobs));
@@ -130,6 +138,7 @@ void EngineThread::read_chunk(const StepChunk& chunk, const backend::Sampled* re
   scheduler_.accept(job, sampled.token);
   job.edits.accept(sampled.token);
   event.tokens.push_back(token_info(sampled, job.request.logprobs));
+  event.read = std::exchange(job.read, {});
   ++job.usage.completion_tokens;
   ++counters_.output_tokens;
   if (contains(job.ends, sampled.token)) {

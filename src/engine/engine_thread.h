@@ -30,8 +30,9 @@ class EngineThread {
   void cancel(Job& job);
   bool needs_tokens() const;
   void read(std::unique_ptr<OpenStep> step);
-  void read_chunk(const StepChunk& chunk, const backend::Sampled* results,
-                  const backend::ReadCount* counts);
+  void read_chunk(const OpenStep& step, const StepChunk& chunk, const backend::Sampled* results,
+                  int planned);
+  void count_reads(const OpenStep& step, const StepChunk& chunk, int planned, Job& job);
   void finish(Job& job, FinishReason reason, Event event);
   void publish_stats();
 

@@ -45,6 +45,7 @@ void Generation::put(Event news) {
     news_.finish = news.finish;
     news_.error = std::move(news.error);
     news_.usage = news.usage;
+    news_.read.add(news.read);
     has_news_ = true;
   }
   ready_.notify_all();

@@ -41,6 +41,7 @@ struct Job : Sequence {
   LogitEdits edits;
   std::vector<int32_t> ends;  // any of them finishes the request
   Usage usage;
+  ReadTrace read;  // since the last event
 
   backend::SampleParams sample_params(const StepChunk& chunk) const;
 };

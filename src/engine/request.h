@@ -37,6 +37,7 @@ struct GenerationRequest {
   int logprobs = -1;         // alternatives per output token; -1: none, 0: the token's own alone
   int prompt_logprobs = -1;  // the same for the prompt's tokens
   int point = 0;             // operating point of the engine's profile; 0: dense
+  bool trace = false;        // report what each unit reads (Event::read): a little slower
   /// Called by the engine's thread whenever the generation has news; must not block or call back.
   std::function<void()> on_news;
 };
@@ -61,6 +62,15 @@ struct Usage {
   double kv_bytes_dense = 0;
 };
 
+/// What the units (layer, KV head) of a request's decode rows read, in pages.
+struct ReadTrace {
+  int rows = 0;                // decode rows that are summed up
+  std::vector<int64_t> pages;  // [layer * kv_heads + kv_head]; empty before the first row
+  std::vector<int64_t> dense;  // [layer] what each KV head of it would have read in full
+
+  void add(const ReadTrace& other);
+};
+
 /// News of a generation: what came since the last event.
 struct Event {
   std::vector<TokenInfo> tokens;       // of the output, in order
@@ -68,6 +78,7 @@ struct Event {
   std::optional<FinishReason> finish;  // the last event
   std::string error;                   // with FinishReason::kError
   Usage usage;                         // so far
+  ReadTrace read;                      // with GenerationRequest::trace
 };
 
 }  // namespace polar::engine

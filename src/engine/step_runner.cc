@@ -7,6 +7,7 @@
 
 #include "backend/ranges.h"
 #include "engine/job.h"
+#include "engine/tracing_planner.h"
 
 namespace polar::engine {
 
@@ -80,6 +81,20 @@ int32_t StepRunner::dense_blocks(int position) const {
     blocks += layers * kv_.kv_heads * backend::full_ranges(position, window, 0).tail_count;
   }
   return blocks;
+}
+
+void StepRunner::add_read(const OpenStep& step, int row, int position, ReadTrace& trace) const {
+  const model::ModelConfig& config = weights_.config;
+  const size_t heads = kv_.kv_heads;
+  ReadTrace one{1, std::vector<int64_t>(config.layers * heads), {}};
+  for (int layer = 0; layer < config.layers; ++layer) {
+    const backend::PageRanges* units =
+        step.units.data() + (static_cast<size_t>(layer) * step.read.size() + row) * heads;
+    for (size_t head = 0; head < heads; ++head)
+      one.pages[layer * heads + head] = units[head].count + units[head].tail_count;
+    one.dense.push_back(backend::full_ranges(position, config.sliding_window[layer], 0).tail_count);
+  }
+  trace.add(one);
 }
 
 void StepRunner::pack_chunk(const StepChunk& chunk, int sequence) {
@@ -189,12 +204,20 @@ std::unique_ptr<OpenStep> StepRunner::queue(StepPlan plan) {
   upload();
   const bool decode_only = batch_.prefill_rows == 0 && batch_.sequences == batch_.rows &&
                            batch_.logit_rows == batch_.rows;
-  if (decode_only) {
+  const bool traced =
+      std::any_of(step->plan.chunks.begin(), step->plan.chunks.end(), [](const StepChunk& chunk) {
+        const Job& job = static_cast<const Job&>(*chunk.sequence);
+        return chunk.planned && job.request.trace;
+      });
+  if (traced) {
+    TracingPlanner tracing(planner_, step->units);  // copies elsewhere each time: no replay
+    run(tracing);
+  } else if (decode_only) {
     const uint64_t key = (edits_epoch_ << 48) ^ (static_cast<uint64_t>(table_stride_) << 16) ^
                          static_cast<uint64_t>(batch_.rows);
-    device_.replay(key, [&] { run(); });
+    device_.replay(key, [&] { run(planner_); });
   } else {
-    run();
+    run(planner_);
   }
   step->sampled.resize(batch_.logit_rows);
   step->read.resize(batch_.planned_rows());
@@ -210,8 +233,8 @@ std::unique_ptr<OpenStep> StepRunner::queue(StepPlan plan) {
   return step;
 }
 
-void StepRunner::run() {
-  float* const logits = decoder_->forward(batch_, kv_, planner_, last_token_.as<int32_t>());
+void StepRunner::run(model::Planner& planner) {
+  float* const logits = decoder_->forward(batch_, kv_, planner, last_token_.as<int32_t>());
   // Runs of rows that score and runs of rows that sample, each with its verb.
   const int rows = batch_.logit_rows;
   for (int begin = 0; begin < rows;) {

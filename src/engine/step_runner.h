@@ -8,6 +8,7 @@
 
 #include "backend/device.h"
 #include "backend/ops.h"
+#include "engine/request.h"
 #include "engine/scheduler.h"
 #include "model/decoder.h"
 
@@ -23,8 +24,9 @@ struct StepLimits {
 struct OpenStep {
   StepPlan plan;
   uint64_t mark = 0;
-  std::vector<backend::Sampled> sampled;  // [logit rows], in the order of the plan's rows
-  std::vector<backend::ReadCount> read;   // [planned rows] over all layers and KV heads
+  std::vector<backend::Sampled> sampled;   // [logit rows], in the order of the plan's rows
+  std::vector<backend::ReadCount> read;    // [planned rows] over all layers and KV heads
+  std::vector<backend::PageRanges> units;  // [layers][planned rows][KV heads] if one asked for it
 };
 
 class StepRunner {
@@ -42,6 +44,8 @@ class StepRunner {
 
   /// Blocks (page, KV head) that a dense row at this position reads, over all layers.
   int32_t dense_blocks(int position) const;
+  /// Adds what planned row `row` of a step read to a trace, unit by unit.
+  void add_read(const OpenStep& step, int row, int position, ReadTrace& trace) const;
   const backend::KvView& kv() const { return kv_; }
 
  private:
@@ -53,7 +57,7 @@ class StepRunner {
   void pack(const StepPlan& plan);
   void pack_chunk(const StepChunk& chunk, int sequence);
   void upload();
-  void run();
+  void run(model::Planner& planner);
 
   backend::Device& device_;
   const model::Weights& weights_;

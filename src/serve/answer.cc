@@ -50,6 +50,7 @@ void CompletionAnswer::add_choice(std::shared_ptr<engine::Generation> generation
                 {},
                 0,
                 {},
+                {},
                 0,
                 nullptr,
                 {},
@@ -60,6 +61,7 @@ void CompletionAnswer::add_choice(std::shared_ptr<engine::Generation> generation
     if (request_.request.logprobs >= 0) choice.echo_tokens = tokens;
   }
   choices_.push_back(std::move(choice));
+  first_.push_back(arrived_);
   last_.push_back(arrived_);
   ++open_;
 }
@@ -94,8 +96,10 @@ bool CompletionAnswer::pump() {
 void CompletionAnswer::count(Choice& choice, size_t tokens) {
   if (tokens == 0) return;
   const auto now = Clock::now();
-  auto& last = last_[static_cast<size_t>(&choice - choices_.data())];
+  const auto index = static_cast<size_t>(&choice - choices_.data());
+  auto& last = last_[index];
   if (choice.completion_tokens == 0) {
+    first_[index] = now;
     metrics_.first_token.add(seconds(now - arrived_));
     --tokens;
   }
@@ -108,6 +112,7 @@ void CompletionAnswer::count(Choice& choice, size_t tokens) {
 void CompletionAnswer::take(Choice& choice, engine::Event event) {
   count(choice, event.tokens.size());
   choice.usage = event.usage;
+  choice.read.add(event.read);
   choice.prompt.insert(choice.prompt.end(), std::make_move_iterator(event.prompt.begin()),
                        std::make_move_iterator(event.prompt.end()));
   const bool ended = event.finish == engine::FinishReason::kStop;
@@ -200,9 +205,21 @@ ordered_json CompletionAnswer::logprobs(Choice& choice) {
   return json;
 }
 
+/// What each unit read since this was last asked, as [layer][kv_head] and [layer].
+ordered_json CompletionAnswer::trace(Choice& choice) const {
+  const engine::ReadTrace read = std::exchange(choice.read, {});
+  ordered_json pages = ordered_json::array();
+  const size_t heads = read.dense.empty() ? 0 : read.pages.size() / read.dense.size();
+  for (size_t layer = 0; layer < read.dense.size(); ++layer) {
+    const auto begin = read.pages.begin() + static_cast<ptrdiff_t>(layer * heads);
+    pages.push_back(std::vector<int64_t>(begin, begin + static_cast<ptrdiff_t>(heads)));
+  }
+  return {{"rows", read.rows}, {"pages_read", std::move(pages)}, {"pages_dense", read.dense}};
+}
+
 ordered_json CompletionAnswer::usage() const {
   int64_t prompt = 0, completion = 0, cached = 0;
-  double read = 0, dense = 0;
+  double read = 0, dense = 0, decode = 0;
   for (size_t i = 0; i < choices_.size(); ++i) {
     const Choice& choice = choices_[i];
     if (i % static_cast<size_t>(request_.n) == 0) {  // answers to one prompt count it once
@@ -212,6 +229,7 @@ ordered_json CompletionAnswer::usage() const {
     completion += choice.completion_tokens;
     read += choice.usage.kv_bytes_read;
     dense += choice.usage.kv_bytes_dense;
+    decode = std::max(decode, seconds(last_[i] - first_[i]));
   }
   return {{"prompt_tokens", prompt},
           {"completion_tokens", completion},
@@ -221,7 +239,8 @@ ordered_json CompletionAnswer::usage() const {
            {{"point", request_.point},
             {"kv_bytes_read", read},
             {"kv_bytes_dense", dense},
-            {"kv_density", dense > 0 ? read / dense : 1.0}}}};
+            {"kv_density", dense > 0 ? read / dense : 1.0},
+            {"decode_seconds", decode}}}};
 }
 
 ordered_json CompletionAnswer::envelope(bool chunk) const {
@@ -250,6 +269,7 @@ ordered_json CompletionAnswer::choice_json(size_t index, bool chunk) {
   }
   json["logprobs"] = logprobs(choice);
   json["finish_reason"] = choice.finish == nullptr ? ordered_json() : ordered_json(choice.finish);
+  if (request_.request.trace) json["polar"] = {{"trace", trace(choice)}};
   choice.begun = true;
   return json;
 }

@@ -28,6 +28,7 @@ struct Choice {
   std::string text;                               // not yet given out
   int offset = 0;                                 // characters given out with log-probabilities
   engine::Usage usage;
+  engine::ReadTrace read;  // not yet given out
   int completion_tokens = 0;
   const char* finish = nullptr;
   std::string error;
@@ -66,6 +67,7 @@ class CompletionAnswer {
   nlohmann::ordered_json completion_logprobs(Choice& choice);
   nlohmann::ordered_json chat_logprobs(Choice& choice) const;
   nlohmann::ordered_json usage() const;
+  nlohmann::ordered_json trace(Choice& choice) const;
   nlohmann::ordered_json choice_json(size_t index, bool chunk);
   void stream_choice(size_t index);
   void event(const nlohmann::ordered_json& json);
@@ -82,7 +84,7 @@ class CompletionAnswer {
   bool over_ = false;
   int64_t created_;
   Clock::time_point arrived_ = Clock::now();
-  std::vector<Clock::time_point> last_;  // of each choice: its newest token
+  std::vector<Clock::time_point> first_, last_;  // of each choice: its first and newest token
 };
 
 }  // namespace polar::serve

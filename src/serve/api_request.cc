@@ -189,7 +189,8 @@ void read_polar(Fields& fields, CompletionRequest* out) {
   if (!polar->is_object()) return fields.wrong("polar", "an object");
   Fields inner(*polar);
   inner.string("point", &out->point);
-  if (inner.error) fields.wrong("polar", "a point that is a string");
+  inner.boolean("trace", &out->request.trace);
+  if (inner.error) fields.wrong("polar", "a point that is a string, a trace that is a boolean");
 }
 
 /// What is asked for and cannot be given is refused, not ignored.

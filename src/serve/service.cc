@@ -1,7 +1,11 @@
 #include "serve/service.h"
 
+#include "serve/profile_json.h"
+#include "serve/web.h"
+
 #include <fmt/format.h>
 
+#include <chrono>
 #include <ctime>
 #include <nlohmann/json.hpp>
 #include <random>
@@ -13,6 +17,14 @@ namespace {
 using nlohmann::ordered_json;
 
 constexpr std::string_view kJson = "application/json";
+/// The page needs nothing but its own files, and nobody else may put it into a frame.
+constexpr std::string_view kPageHeaders =
+    "Content-Security-Policy: default-src 'none'; script-src 'self'; style-src 'self'; "
+    "img-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'\r\n"
+    "X-Content-Type-Options: nosniff\r\n"
+    "Referrer-Policy: no-referrer\r\n"
+    "Cache-Control: no-cache\r\n";
 
 std::string dump(const ordered_json& json) {
   return json.dump(-1, ' ', false, ordered_json::error_handler_t::replace);
@@ -68,6 +80,8 @@ void Service::handle(HttpRequest request, std::shared_ptr<HttpResponder> respond
   if (is_get &&
       (request.path == "/health" || request.path == "/metrics" || request.path == "/version"))
     return get(request, responder);  // probes and scrapers have no key
+  if (const WebFile* file = is_get ? find_web_file(request.path) : nullptr; file != nullptr)
+    return responder->send(200, file->type, std::string(file->body), kPageHeaders);
   if (!authorized(request))
     return refuse(responder, {401, "The API key is missing or wrong.", "", "invalid_api_key"});
   if (is_get) return get(request, responder);
@@ -93,6 +107,12 @@ void Service::get(const HttpRequest& request, const Responder& responder) {
                            metrics_text(metrics_, stats ? &*stats : nullptr, options_.model_name));
   }
   if (request.path == "/v1/models") return responder->send(200, kJson, models_json());
+  if (request.path == "/polar/status") return responder->send(200, kJson, status_json());
+  if (request.path == "/polar/profile") {
+    if (model_ == nullptr)
+      return refuse(responder, {503, "The model is loading.", "", "unavailable"});
+    return responder->send(200, kJson, profile_json(*model_, engine_->config()));
+  }
   refuse(responder, {404, "Nothing is found at " + request.path + ".", "", "not_found"});
 }
 
@@ -116,6 +136,31 @@ std::string Service::models_json() const {
     model["polar"] = {{"points", std::move(points)}, {"default_point", options_.point}};
   }
   return dump({{"object", "list"}, {"data", ordered_json::array({std::move(model)})}});
+}
+
+/// The numbers of /metrics that a page draws, cheap enough to be asked once a second.
+std::string Service::status_json() const {
+  const auto up = std::chrono::duration<double>(std::chrono::steady_clock::now() - started_);
+  ordered_json json = {{"state", draining_           ? "draining"
+                                 : model_ == nullptr ? "loading"
+                                                     : "ready"},
+                       {"seconds", up.count()},
+                       {"model", options_.model_name},
+                       {"version", options_.version}};
+  if (engine_ != nullptr) {
+    const engine::EngineStats s = engine_->stats();
+    json.update({{"running", s.running},
+                 {"waiting", s.waiting},
+                 {"max_batch", engine_->max_batch()},
+                 {"max_model_len", engine_->max_length()},
+                 {"pages", s.pages},
+                 {"pages_used", s.pages - s.free_pages},
+                 {"prompt_tokens", s.prompt_tokens},
+                 {"output_tokens", s.output_tokens},
+                 {"kv_bytes_read", s.kv_bytes_read},
+                 {"kv_bytes_dense", s.kv_bytes_dense}});
+  }
+  return dump(json);
 }
 
 void Service::post(const HttpRequest& request, const Responder& responder) {

@@ -1,6 +1,7 @@
 #pragma once
 // The server's routes: what is asked over HTTP, given to the engine, and answered.
 
+#include <chrono>
 #include <memory>
 #include <string>
 #include <unordered_set>
@@ -50,6 +51,7 @@ class Service {
   std::string point_name(int point) const;
   void news(const std::shared_ptr<CompletionAnswer>& answer);
   std::string models_json() const;
+  std::string status_json() const;
 
   ServiceOptions options_;
   HttpServer* server_ = nullptr;
@@ -60,6 +62,7 @@ class Service {
   std::unordered_set<std::shared_ptr<CompletionAnswer>> answers_;
   int64_t open_ = 0;  // generations under way
   uint64_t next_id_ = 0;
+  const std::chrono::steady_clock::time_point started_ = std::chrono::steady_clock::now();
 };
 
 /// Whether two strings are equal, in a time that depends on the length of `given` alone.
