@@ -269,7 +269,7 @@ ordered_json CompletionAnswer::choice_json(size_t index, bool chunk) {
   }
   json["logprobs"] = logprobs(choice);
   json["finish_reason"] = choice.finish == nullptr ? ordered_json() : ordered_json(choice.finish);
-  if (request_.request.trace) json["polar"] = {{"trace", trace(choice)}};
+  if (request_.request.trace) json["polar"] = {{"point", request_.point}, {"trace", trace(choice)}};
   choice.begun = true;
   return json;
 }

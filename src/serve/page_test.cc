@@ -109,6 +109,7 @@ TEST_F(PageTest, TracesWhatEveryUnitRead) {
   int64_t dense = 0;
   for (int position = 100; position < 120; ++position) dense += position / 16 + 1;
   EXPECT_EQ(trace["rows"], 20);
+  EXPECT_EQ(reply.json()["choices"][0]["polar"]["point"], "window");
   EXPECT_EQ(trace["pages_dense"], (ordered_json{dense, dense}));
   EXPECT_EQ(trace["pages_read"], (ordered_json{{dense, 60}, {60, 0}}));
   // The bytes are those of these pages.

@@ -68,7 +68,7 @@ export function start_chat(profile, status, microscope) {
           const piece = choice.delta ? choice.delta.content : choice.text;
           if (piece) text.append(piece);
           finish = choice.finish_reason ?? finish;
-          if (choice.polar) microscope.add(choice.polar.trace);
+          if (choice.polar) microscope.add(choice.polar);
         }
         usage = event.usage ?? usage;
         follow();

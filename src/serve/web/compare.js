@@ -49,9 +49,10 @@ function draw(answer, mark) {
   const pieces = [];
   answer.tokens.forEach((token, i) => {
     const ends = answer.finish === "stop" && i === answer.tokens.length - 1;
-    let text = ends ? "⏹" : decoder.decode(new Uint8Array(token), { stream: true });
+    let text = ends ? "end" : decoder.decode(new Uint8Array(token), { stream: true });
     if (i === mark && text.trim() === "") text = text.replace("\n", "↵\n").replace(/^ +$/, "␣") || "…";
     pieces.push(span(text, i === mark ? "first" : mark >= 0 && i > mark ? "after" : ""));
+    if (ends) pieces.at(-1).classList.add("end");
   });
   answer.article.querySelector(".text").replaceChildren(...pieces);
 }

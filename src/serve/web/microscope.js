@@ -45,8 +45,18 @@ export class Microscope {
     this.promise();
   }
 
-  /** A trace of the server: pages that the rows since the last one read. */
-  add(trace) {
+  /** The server took this point: for "auto" it is news. */
+  took(name) {
+    const point = this.profile.points.find((candidate) => candidate.name === name);
+    if (!point || point === this.point) return;
+    this.point = point;
+    this.draw();
+    this.promise();
+  }
+
+  /** What the server traced: the pages that the rows since the last call read. */
+  add({ point, trace }) {
+    this.took(point);
     if (!trace.rows) return;
     this.newest = trace;
     if (this.all === null) {
@@ -61,11 +71,6 @@ export class Microscope {
 
   /** The answer is there: the server's own count of its bytes. */
   end(usage) {
-    if (this.profile.points.some((point) => point.name === usage.polar.point) && usage.polar.point !== this.point.name) {
-      this.point = this.profile.points.find((point) => point.name === usage.polar.point);
-      this.draw();
-      this.promise();
-    }
     const { kv_bytes_read: read, kv_bytes_dense: dense } = usage.polar;
     element("saved").textContent = dense === 0 ? "The answer was over before a token was decoded."
       : read < dense ? `The answer read ${bytes(read)} of the cache; dense would have read ${bytes(dense)}: ${bytes(dense - read)} saved.`
@@ -80,6 +85,7 @@ export class Microscope {
     const { layers, kv_heads } = this.profile;
     const map = element("map");
     map.style.setProperty("--layers", layers);
+    map.style.setProperty("--heads", kv_heads);
     for (let head = 0; head < kv_heads; ++head) {
       for (let layer = 0; layer < layers; ++layer) {
         const cell = document.createElement("i");
