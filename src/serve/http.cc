@@ -246,7 +246,8 @@ class Connection final : public std::enable_shared_from_this<Connection> {
   void flush() {
     if (writing_ || closed_) return;
     if (pending_.empty()) {
-      if (ended_) keep_alive_ ? read() : linger();
+      // A stream that began before the drain promised to keep the connection.
+      if (ended_) keep_alive_ && !server_.draining() ? read() : linger();
       return;
     }
     writing_ = true;

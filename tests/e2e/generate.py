@@ -6,10 +6,11 @@ usage: generate.py POLAR GOLDEN_MODEL_FOLDER
 
 import json
 import pathlib
-import shutil
 import subprocess
 import sys
 import tempfile
+
+from tiny_model import make_model
 
 polar, golden = sys.argv[1], pathlib.Path(sys.argv[2])
 failures = 0
@@ -22,28 +23,6 @@ def expect(condition, what):
     if not condition:
         failures += 1
         print("FAILED:", what)
-
-
-def make_model(folder):
-    """The golden model with a tokenizer of single printable characters, and a chat template."""
-    shutil.copytree(golden, folder)
-    size = json.loads((folder / "config.json").read_text())["vocab_size"]
-    letters = ["Ġ", "Ċ"] + [chr(c) for c in range(ord("!"), ord("~") + 1)]
-    vocabulary = {letter: i for i, letter in enumerate(letters[: size - 1])}
-    vocabulary["<s>"] = len(vocabulary)
-    (folder / "tokenizer.json").write_text(json.dumps({
-        "version": "1.0", "truncation": None, "padding": None, "normalizer": None, "post_processor": None,
-        "added_tokens": [{"id": vocabulary["<s>"], "content": "<s>", "single_word": False, "lstrip": False, "rstrip": False,
-                          "normalized": False, "special": True}],
-        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
-        "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
-        "model": {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None, "end_of_word_suffix": None,
-                  "fuse_unk": False, "byte_fallback": False, "ignore_merges": False, "vocab": vocabulary, "merges": []}}))
-    (folder / "tokenizer_config.json").write_text(json.dumps({
-        "bos_token": "<s>",
-        "chat_template": "{{ bos_token }}{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}"
-                         "{% if add_generation_prompt %}[assistant] {% endif %}"}))
-    return folder
 
 
 def run(*arguments, text=None):
@@ -66,7 +45,7 @@ def fresh(lines, *flags):
 
 with tempfile.TemporaryDirectory() as name:
     scratch = pathlib.Path(name)
-    model = make_model(scratch / "model")
+    model = make_model(golden, scratch / "model")
 
     good = [{"prompt": "abc " * (i % 5 + 1) + str(i), "max_tokens": 3 + 5 * i % 11, "ignore_eos": True} for i in range(12)]
     good[3] = {"tokens": [5, 6, 7, 8], "max_tokens": 9, "id": "mine"}
