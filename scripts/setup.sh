@@ -9,7 +9,7 @@ build="g++ cmake ninja-build libfmt-dev nlohmann-json3-dev libcli11-dev libpcre2
 case "${1:-}" in
   build) packages="$build" ;;
   demo) packages="$build python3 python3-pip ca-certificates" ;;
-  test) packages="$build libgtest-dev libgmock-dev libbenchmark-dev librapidcheck-dev python3" ;;
+  test) packages="$build libgtest-dev libgmock-dev libbenchmark-dev librapidcheck-dev python3 python3-yaml" ;;
   lint) packages="clang-format-14" ;;
   fuzz) packages="$build clang" ;;
   *) echo "usage: scripts/setup.sh build|demo|test|lint|fuzz" >&2; exit 2 ;;

@@ -3,6 +3,7 @@
 #include "serve/service.h"
 
 #include <fmt/format.h>
+#include <pthread.h>
 
 #include <cstdlib>
 #include <filesystem>
@@ -49,7 +50,10 @@ Result<int> serve(ServeFlags flags) {
                  service.handle(std::move(request), std::move(responder));
                }));
   service.attach(*server);
-  std::thread thread([&server] { server->run(); });
+  std::thread thread([&server] {
+    ::pthread_setname_np(::pthread_self(), "polar-http");  // so that its share can be told
+    server->run();
+  });
   Result<OpenModel> open = open_model(flags.model);
   if (!open.ok()) {
     server->stop();

@@ -169,6 +169,7 @@ Result<std::shared_ptr<Generation>> Engine::submit(GenerationRequest request) {
   job->score_prompt = request.prompt_logprobs >= 0;
   job->usage.prompt_tokens = job->prompt;
   job->request = std::move(request);
+  job->submitted = std::chrono::steady_clock::now();
   std::shared_ptr<Generation> generation = job->generation;
   commands_->submit(std::move(job));
   return generation;

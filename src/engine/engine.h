@@ -37,7 +37,8 @@ struct EngineStats {
   int64_t requests = 0, finished = 0, cancelled = 0;
   int64_t prompt_tokens = 0, cached_tokens = 0, output_tokens = 0;
   int64_t preemptions = 0, evictions = 0;
-  double kv_bytes_read = 0, kv_bytes_dense = 0;  // of decode steps
+  double kv_bytes_read = 0, kv_bytes_dense = 0;     // of decode steps
+  int64_t kv_blocks_read = 0, kv_blocks_dense = 0;  // the same in blocks (page, KV head, layer)
 };
 
 class Engine {

@@ -7,6 +7,12 @@ namespace polar::engine {
 
 namespace {
 
+using Clock = std::chrono::steady_clock;
+
+double seconds(Clock::duration duration) {
+  return std::chrono::duration<double>(duration).count();
+}
+
 TokenInfo token_info(const backend::Sampled& sampled, int alternatives) {
   TokenInfo info{sampled.token, sampled.logprob, {}};
   for (int i = 0; i < std::min(alternatives, sampled.top_count); ++i)
@@ -38,8 +44,10 @@ void EngineThread::run() {
     // Penalties are computed on the host from the tokens so far: then the step before must be seen.
     if (open != nullptr && needs_tokens()) read(std::move(open));
     std::unique_ptr<OpenStep> next;
-    if (StepPlan plan = scheduler_.schedule(); !plan.empty())
+    if (StepPlan plan = scheduler_.schedule(); !plan.empty()) {
+      mark_started(plan);
       next = runner_->queue(std::move(plan));
+    }
     if (open != nullptr) read(std::move(open));
     open = std::move(next);
     if (open != nullptr && !pipelined_) read(std::move(open));
@@ -55,12 +63,24 @@ bool EngineThread::needs_tokens() const {
                      [](const auto& job) { return job.second->edits.need_tokens(); });
 }
 
+/// Notes when requests leave the queue.
+void EngineThread::mark_started(const StepPlan& plan) {
+  const Clock::time_point now = Clock::now();
+  for (const StepChunk& chunk : plan.chunks) {
+    Job& job = static_cast<Job&>(*chunk.sequence);
+    if (job.started != Clock::time_point{}) continue;
+    job.started = now;
+    job.usage.queue_seconds = seconds(now - job.submitted);
+  }
+}
+
 /// False when the engine is told to stop.
 bool EngineThread::take_commands(bool wait) {
   Commands commands = commands_->take(wait);
   for (std::unique_ptr<Job>& submitted : commands.submitted) {
     ++counters_.requests;
     Job* job = submitted.get();
+    job->taken_at_step = counters_.steps;
     jobs_[job->generation->id()] = job;
     scheduler_.add(std::move(submitted));
   }
@@ -109,7 +129,10 @@ void EngineThread::count_reads(const OpenStep& step, const StepChunk& chunk, int
   const backend::KvView& kv = runner_->kv();
   for (int row = 0; row < chunk.rows; ++row) {
     const double read = kv.bytes(step.read[planned + row]);
-    const double dense = kv.bytes({runner_->dense_blocks(chunk.position + row), 0});
+    const int32_t blocks = runner_->dense_blocks(chunk.position + row);
+    const double dense = kv.bytes({blocks, 0});
+    counters_.kv_blocks_read += step.read[planned + row].blocks;
+    counters_.kv_blocks_dense += blocks;
     job.usage.kv_bytes_read += read;
     job.usage.kv_bytes_dense += dense;
     counters_.kv_bytes_read += read;
@@ -127,6 +150,7 @@ void EngineThread::read_chunk(const OpenStep& step, const StepChunk& chunk,
     event.prompt.push_back(token_info(results[row], job.request.prompt_logprobs));
   if (!chunk.samples) {
     if (job.max_output == 0 && chunk.position + chunk.rows == job.prompt) {
+      job.usage.prefill_seconds = seconds(Clock::now() - job.started);
       finish(job, FinishReason::kLength, std::move(event));
     } else if (!event.prompt.empty()) {
       event.usage = job.usage;
@@ -139,7 +163,13 @@ void EngineThread::read_chunk(const OpenStep& step, const StepChunk& chunk,
   job.edits.accept(sampled.token);
   event.tokens.push_back(token_info(sampled, job.request.logprobs));
   event.read = std::exchange(job.read, {});
-  ++job.usage.completion_tokens;
+  const Clock::time_point now = Clock::now();
+  if (job.usage.completion_tokens++ == 0) {
+    job.first_token = now;
+    job.usage.prefill_seconds = seconds(job.first_token - job.started);
+    job.usage.first_token_steps = counters_.steps - job.taken_at_step;
+  }
+  job.usage.decode_seconds = seconds(now - job.first_token);
   ++counters_.output_tokens;
   if (contains(job.ends, sampled.token)) {
     finish(job, FinishReason::kStop, std::move(event));

@@ -29,6 +29,7 @@ class EngineThread {
   bool take_commands(bool wait);
   void cancel(Job& job);
   bool needs_tokens() const;
+  void mark_started(const StepPlan& plan);
   void read(std::unique_ptr<OpenStep> step);
   void read_chunk(const OpenStep& step, const StepChunk& chunk, const backend::Sampled* results,
                   int planned);

@@ -1,6 +1,7 @@
 #pragma once
 // A request inside the engine thread: what the scheduler knows of it, and how it samples.
 
+#include <chrono>
 #include <map>
 #include <memory>
 #include <vector>
@@ -42,6 +43,8 @@ struct Job : Sequence {
   std::vector<int32_t> ends;  // any of them finishes the request
   Usage usage;
   ReadTrace read;  // since the last event
+  std::chrono::steady_clock::time_point submitted, started, first_token;
+  int64_t taken_at_step = 0;  // steps made before the engine knew of it
 
   backend::SampleParams sample_params(const StepChunk& chunk) const;
 };

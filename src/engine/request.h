@@ -60,6 +60,11 @@ struct Usage {
   /// Bytes of the KV cache that the decode steps read, and what dense ones would have read.
   double kv_bytes_read = 0;
   double kv_bytes_dense = 0;
+  /// Seconds, by the engine's clock: until the first step that holds the request, from then to its
+  /// first token, and from there to its end.
+  double queue_seconds = 0, prefill_seconds = 0, decode_seconds = 0;
+  /// Steps that the engine made from taking the request to its first token.
+  int64_t first_token_steps = 0;
 };
 
 /// What the units (layer, KV head) of a request's decode rows read, in pages.

@@ -134,7 +134,14 @@ void CompletionAnswer::take(Choice& choice, engine::Event event) {
   }
   if (choice.finish == nullptr) return;
   --open_;
-  if (choice.error.empty()) ++metrics_.succeeded[std::string_view(choice.finish) == "length"];
+  if (!choice.error.empty()) return;
+  ++metrics_.succeeded[std::string_view(choice.finish) == "length"];
+  const engine::Usage& usage = choice.usage;
+  metrics_.queue.add(usage.queue_seconds);
+  metrics_.prefill.add(usage.prefill_seconds);
+  metrics_.decode.add(usage.decode_seconds);
+  if (choice.completion_tokens > 0)
+    metrics_.first_token_steps.add(static_cast<double>(usage.first_token_steps));
 }
 
 std::string CompletionAnswer::token_text(int32_t token) const {

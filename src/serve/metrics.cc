@@ -48,12 +48,21 @@ std::string Histogram::text(const std::string& name, const std::string& labels) 
   return out;
 }
 
+namespace {
+const std::vector<double> kRequestBounds = {0.3, 0.5, 0.8, 1,  1.5, 2,  2.5, 5,   10,
+                                            15,  20,  30,  40, 50,  60, 120, 240, 480};
+}  // namespace
+
 ServerMetrics::ServerMetrics()
     : first_token({0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5,
                    10, 20, 40, 80}),
       inter_token({0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5,
                    0.75, 1, 2.5}),
-      end_to_end({0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480}) {}
+      end_to_end(kRequestBounds),
+      queue(kRequestBounds),
+      prefill(kRequestBounds),
+      decode(kRequestBounds),
+      first_token_steps({1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128, 256}) {}
 
 std::string metrics_text(const ServerMetrics& metrics, const engine::EngineStats* stats,
                          const std::string& model) {
@@ -85,6 +94,8 @@ std::string metrics_text(const ServerMetrics& metrics, const engine::EngineStats
     counter("polar:kv_bytes_read_total", s.kv_bytes_read);
     counter("polar:kv_bytes_skipped_total", std::max(0.0, s.kv_bytes_dense - s.kv_bytes_read));
     gauge("polar:kv_density", s.kv_bytes_dense > 0 ? s.kv_bytes_read / s.kv_bytes_dense : 1);
+    gauge("polar:head_density",
+          s.kv_blocks_dense > 0 ? double(s.kv_blocks_read) / double(s.kv_blocks_dense) : 1);
     gauge("polar:pages_cached", s.cached_pages);
   }
   out += "# TYPE vllm:request_success_total counter\n";
@@ -96,6 +107,10 @@ std::string metrics_text(const ServerMetrics& metrics, const engine::EngineStats
   out += metrics.first_token.text("vllm:time_to_first_token_seconds", labels);
   out += metrics.inter_token.text("vllm:inter_token_latency_seconds", labels);
   out += metrics.end_to_end.text("vllm:e2e_request_latency_seconds", labels);
+  out += metrics.queue.text("vllm:request_queue_time_seconds", labels);
+  out += metrics.prefill.text("vllm:request_prefill_time_seconds", labels);
+  out += metrics.decode.text("vllm:request_decode_time_seconds", labels);
+  out += metrics.first_token_steps.text("polar:first_token_steps", labels);
   out += one("counter", "polar:clients_gone_total", labels, double(metrics.gone));
   out += one("counter", "polar:requests_refused_total", labels, double(metrics.refused));
   out += one("counter", "polar:queue_full_total", labels, double(metrics.queue_full));

@@ -28,11 +28,12 @@ class Histogram {
 /// What the server itself measures; times in seconds. Used on the server's thread only.
 struct ServerMetrics {
   ServerMetrics();
-  Histogram first_token, inter_token, end_to_end;
-  int64_t succeeded[2] = {};  // ended by "stop", by "length"
-  int64_t gone = 0;           // clients that went away
-  int64_t refused = 0;        // answers with a 4xx
-  int64_t queue_full = 0;     // of them 429
+  Histogram first_token, inter_token, end_to_end, queue, prefill, decode;
+  Histogram first_token_steps;  // of the engine, from taking a request to its first token
+  int64_t succeeded[2] = {};    // ended by "stop", by "length"
+  int64_t gone = 0;             // clients that went away
+  int64_t refused = 0;          // answers with a 4xx
+  int64_t queue_full = 0;       // of them 429
 };
 
 /// `stats` null while the model is loading.

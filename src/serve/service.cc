@@ -197,8 +197,8 @@ ApiResult<std::vector<int32_t>> Service::tokens_of(const CompletionRequest& requ
   return model_->encode_prompt(text);
 }
 
-/// "auto" is the default sparse point, but dense for a request that leaves the context lengths that
-/// the profile was measured for.
+/// "auto" is the default sparse point, but dense for a request whose prompt and output leave the
+/// context lengths that the profile was measured for, and where the point reads nearly everything.
 ApiResult<int> Service::choose_point(const std::string& asked, size_t prompt_tokens,
                                      int max_tokens) const {
   const std::string& name = asked.empty() ? options_.point : asked;
@@ -206,8 +206,14 @@ ApiResult<int> Service::choose_point(const std::string& asked, size_t prompt_tok
     if (!model_->profile) return 0;
     const auto longest =
         static_cast<int64_t>(prompt_tokens) + std::min(max_tokens, engine_->max_length());
-    if (model_->profile->context_max > 0 && longest > model_->profile->context_max) return 0;
-    return model_->point("").value();
+    const sparsity::Profile& profile = *model_->profile;
+    if (longest < profile.context_min) return 0;
+    if (profile.context_max > 0 && longest > profile.context_max) return 0;
+    const int point = model_->point("").value();
+    const sparsity::Quality& quality = profile.points[static_cast<size_t>(point)].quality;
+    // What it costs to plan is not won back where next to nothing is skipped.
+    const bool measured = quality.perplexity_ratio > 0;
+    return measured && quality.effective_density > 0.95 ? 0 : point;
   }
   auto point = model_->point(name);
   if (point.ok()) return *point;
