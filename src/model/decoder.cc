@@ -18,7 +18,7 @@ void DensePlanner::plan(const LayerContext& context) {
 }
 
 Decoder::Decoder(backend::Device& device, const Weights& weights, DecoderLimits limits)
-    : device_(device), weights_(weights), limits_(limits) {}
+    : device_(device), weights_(weights), limits_(limits), activation_(device.info().activation) {}
 
 Result<std::unique_ptr<Decoder>> Decoder::create(backend::Device& device, const Weights& weights,
                                                  DecoderLimits limits) {
@@ -30,7 +30,7 @@ Result<std::unique_ptr<Decoder>> Decoder::create(backend::Device& device, const 
 
 Status Decoder::allocate() {
   const ModelConfig& config = weights_.config;
-  const size_t activation = dtype_info(device_.info().activation).block_bytes;
+  const size_t activation = dtype_info(activation_).block_bytes;
   const size_t rows = limits_.rows;
   const size_t hidden = config.hidden;
   const size_t query_width = config.query_width();
@@ -61,7 +61,7 @@ Status Decoder::allocate() {
 }
 
 Tensor Decoder::view(const backend::Buffer& buffer, int rows, int64_t width) const {
-  return Tensor{buffer.data(), device_.info().activation, {rows, width, 1, 1}, 2};
+  return Tensor{buffer.data(), activation_, {rows, width, 1, 1}, 2};
 }
 
 /// The last half's result, if no norm has added it to the residual stream yet.

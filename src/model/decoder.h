@@ -86,6 +86,7 @@ class Decoder {
   backend::Device& device_;
   const Weights& weights_;
   DecoderLimits limits_;
+  DType activation_;  // of all views; asking the device may cost a system call
   bool pending_add_ =
       false;  // the last half's result waits in `delta_` to be added by the next norm
   backend::Buffer residual_, normed_, delta_, query_, attention_, qkv_scratch_, mlp_scratch_,
