@@ -21,8 +21,8 @@ class ProfilePlanner : public Planner {
   int kv_heads_ = 0;
   bool selects_pages_ = false;
   std::vector<char> layer_selects_;  // [layers]
-  backend::Buffer budgets_;  // [layers][points][kv_heads]
-  backend::Buffer limits_;   // [points]
+  backend::Buffer budgets_;          // [layers][points][kv_heads]
+  backend::Buffer limits_;           // [points]
 };
 
 }  // namespace polar::model
