@@ -50,7 +50,9 @@ with tempfile.TemporaryDirectory() as scratch:
             body["polar"] = {"point": point}
         status, answer = server.request("POST", "/v1/completions", body)
         assert status == 200, answer
-        return answer["usage"]["polar"], answer["choices"][0]["text"]
+        told = answer["usage"]["polar"]
+        assert told.pop("decode_seconds") >= 0
+        return told, answer["choices"][0]["text"]
 
     with Server(sys.argv[1], model, *common, "--profile", make_profile(scratch / "p", config, fingerprint, 0.5),
                 "--point", "auto") as server:
