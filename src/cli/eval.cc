@@ -19,6 +19,7 @@ struct EvalFlags {
   int context = 1024;
   int windows = 0;
   int prompt = 0;
+  int batch = 1;
   Format format = Format::kMarkdown;
 };
 
@@ -31,6 +32,7 @@ nlohmann::ordered_json to_json(const study::Evaluation& result, bool sparse) {
   json["kl"] = result.kl;
   json["agreement"] = result.agreement;
   json["effective_density"] = result.effective_density();
+  json["neuron_share"] = result.neuron_share;
   return json;
 }
 
@@ -45,6 +47,7 @@ nlohmann::ordered_json to_row(const study::Evaluation& result, const Sparse& spa
   row["kl"] = result.kl;
   row["agreement"] = result.agreement;
   row["effective_density"] = result.effective_density();
+  row["neuron_share"] = result.neuron_share;
   return row;
 }
 
@@ -72,6 +75,7 @@ Result<int> eval(const EvalFlags& flags) {
                make_sparse(flags.model, policy, *device, file.config(), &file));
   study::EvaluateOptions options;
   options.prompt = flags.prompt;
+  options.batch = flags.batch;
   options.kv_dtype = kv_dtype(flags.model, *device);
   if (isatty(STDERR_FILENO)) {
     options.progress = [](int done, int count) {
@@ -110,6 +114,11 @@ void add_eval(CLI::App& app, Run& run) {
       ->add_option("--prompt", flags->prompt,
                    "Tokens of each window that are prefilled dense and not scored")
       ->check(CLI::Range(0, 1 << 24));
+  command
+      ->add_option("--batch", flags->batch,
+                   "Windows that advance in lock-step: the rows that share a step's neurons")
+      ->check(CLI::Range(1, 4096))
+      ->capture_default_str();
   add_format_flag(*command, flags->format);
   command->callback([flags, &run] { run = [flags] { return eval(*flags); }; });
 }

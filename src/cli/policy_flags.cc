@@ -49,6 +49,12 @@ void add_policy_flags(CLI::App& command, PolicyFlags& flags) {
       ->check(CLI::Range(0, 1 << 20))
       ->capture_default_str();
   command.add_option("--dense-layers", flags.dense_layers, "Layers always read in full, e.g. 0,1");
+  command
+      .add_option("--neurons", flags.neurons,
+                  "Neurons of a ReLU model's MLPs that a step computes: off (all), oracle (those "
+                  "that some row activates)")
+      ->check(CLI::IsMember({"off", "oracle"}))
+      ->capture_default_str();
   command.add_option("--seed", flags.values.seed, "Seed of whatever is random")
       ->capture_default_str();
 }
@@ -61,6 +67,8 @@ Result<study::Policy> read_policy(const PolicyFlags& flags) {
                 : flags.policy == "random" ? study::PolicyKind::kRandom
                 : flags.policy == "oracle" ? study::PolicyKind::kOracle
                                            : study::PolicyKind::kDense;
+  policy.neurons =
+      flags.neurons == "oracle" ? study::NeuronChoice::kOracle : study::NeuronChoice::kOff;
   policy.rank_by = flags.rank_by == "norm" ? study::RankBy::kNorm : study::RankBy::kContribution;
   policy.fallback = flags.fallback == "none"     ? study::Fallback::kNone
                     : flags.fallback == "window" ? study::Fallback::kWindow
@@ -80,9 +88,12 @@ Result<study::Policy> read_policy(const PolicyFlags& flags) {
   return policy;
 }
 
-Result<Sparse> make_sparse(const ModelFlags& flags, const study::Policy& policy,
-                           backend::Device& device, const model::ModelConfig& config,
-                           const model::ModelFile* file) {
+namespace {
+
+/// What attention reads: null where it reads everything.
+Result<Sparse> make_attention(const ModelFlags& flags, const study::Policy& policy,
+                              backend::Device& device, const model::ModelConfig& config,
+                              const model::ModelFile* file) {
   Sparse sparse{study::policy_name(policy.kind), nullptr};
   sparsity::Profile profile;
   if (!flags.profile.empty()) {
@@ -106,6 +117,19 @@ Result<Sparse> make_sparse(const ModelFlags& flags, const study::Policy& policy,
   } else {
     POLAR_ASSIGN(sparse.planner, study::make_planner(policy, device, config, ranked));
   }
+  return sparse;
+}
+
+}  // namespace
+
+Result<Sparse> make_sparse(const ModelFlags& flags, const study::Policy& policy,
+                           backend::Device& device, const model::ModelConfig& config,
+                           const model::ModelFile* file) {
+  POLAR_ASSIGN(Sparse sparse, make_attention(flags, policy, device, config, file));
+  POLAR_ASSIGN(auto neurons, study::make_neurons(policy, config));
+  if (neurons == nullptr) return sparse;
+  if (sparse.planner == nullptr) sparse.planner = std::make_unique<model::DensePlanner>();
+  sparse.planner->set_neurons(std::move(neurons));
   return sparse;
 }
 

@@ -15,6 +15,7 @@ struct PolicyFlags {
   std::string scope;  // default: the model for static, else a layer
   std::string page_score = "mean";
   std::string dense_layers;
+  std::string neurons = "off";
   study::Policy values;
 };
 void add_policy_flags(CLI::App& command, PolicyFlags& flags);

@@ -17,6 +17,13 @@ void DensePlanner::plan(const LayerContext& context) {
   context.device.ops().plan(args);
 }
 
+const backend::NeuronSet* NeuronPlanner::plan(const MlpContext& context) {
+  const backend::NeuronSet* set = choose(context);
+  computed_ += set != nullptr ? set->count : context.config.ffn;
+  all_ += context.config.ffn;
+  return set;
+}
+
 Decoder::Decoder(backend::Device& device, const Weights& weights, DecoderLimits limits)
     : device_(device), weights_(weights), limits_(limits), activation_(device.info().activation) {}
 
@@ -88,7 +95,7 @@ float* Decoder::forward(const Batch& batch, const KvView& kv, Planner& planner,
   embed(batch, last_token);
   for (int layer = 0; layer < weights_.config.layers; ++layer) {
     attention_half(layer, batch, kv, planner);
-    mlp_half(layer, batch);
+    mlp_half(layer, batch, planner.neurons());
   }
   return head(batch);
 }
@@ -162,7 +169,7 @@ void Decoder::attention_half(int layer, const Batch& batch, const KvView& kv, Pl
   if (config.norm_after) ops.norm({residual, take_pending(batch.rows), w.attention_norm, residual});
 }
 
-void Decoder::mlp_half(int layer, const Batch& batch) {
+void Decoder::mlp_half(int layer, const Batch& batch, NeuronPlanner* neurons) {
   const ModelConfig& config = weights_.config;
   const LayerWeights& w = weights_.layers[layer];
   backend::Ops& ops = device_.ops();
@@ -181,6 +188,8 @@ void Decoder::mlp_half(int layer, const Batch& batch) {
   mlp.gated = config.gated;
   mlp.scratch = view(mlp_scratch_, batch.rows, config.ffn * (config.gated ? 2 : 1));
   mlp.y = view(delta_, batch.rows, config.hidden);
+  if (neurons != nullptr && batch.prefill_rows == 0)
+    mlp.neurons = neurons->plan({device_, config, w, layer, normed, mlp.scratch});
   ops.mlp(mlp);
   pending_add_ = true;
   if (config.norm_after) ops.norm({residual, take_pending(batch.rows), w.mlp_norm, residual});

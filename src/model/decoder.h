@@ -3,6 +3,7 @@
 // stored states, without hooks.
 
 #include <memory>
+#include <utility>
 
 #include "backend/device.h"
 #include "backend/ops.h"
@@ -23,6 +24,37 @@ struct LayerContext {
   backend::ReadPlan plan;  // to be filled for the planned rows
 };
 
+/// What a neuron planner sees of a layer, before its MLP runs.
+struct MlpContext {
+  backend::Device& device;
+  const ModelConfig& config;
+  const LayerWeights& weights;
+  int layer;
+  Tensor normed;   // [rows][hidden]: what the MLP reads, and what its router reads
+  Tensor scratch;  // [rows][ffn]: free until the MLP runs
+};
+
+/// Decides which neurons of a ReLU model's MLPs are computed: one set for all rows of a step. Only
+/// steps of planned rows alone ask; a step with prefill rows runs dense.
+class NeuronPlanner {
+ public:
+  virtual ~NeuronPlanner() = default;
+
+  /// The layer's neurons, or null: all of them. Valid until the next call.
+  const backend::NeuronSet* plan(const MlpContext& context);
+
+  /// Neurons computed over all neurons, of all plans so far: a ratio of sums.
+  double share() const {
+    return all_ > 0 ? static_cast<double>(computed_) / static_cast<double>(all_) : 1.0;
+  }
+
+ protected:
+  virtual const backend::NeuronSet* choose(const MlpContext& context) = 0;
+
+ private:
+  int64_t computed_ = 0, all_ = 0;
+};
+
 /// Decides what a layer's attention reads. A profile's planner queues the plan verb; those of
 /// studies may work on the host.
 class Planner {
@@ -34,6 +66,13 @@ class Planner {
   virtual bool selects_pages() const { return false; }
   /// Operating points that rows may name (Batch::point).
   virtual int points() const { return 1; }
+
+  /// Who chooses neurons beside; null: the MLPs run dense.
+  NeuronPlanner* neurons() const { return neurons_.get(); }
+  void set_neurons(std::unique_ptr<NeuronPlanner> neurons) { neurons_ = std::move(neurons); }
+
+ private:
+  std::unique_ptr<NeuronPlanner> neurons_;
 };
 
 /// Every planned row reads every position up to its own.
@@ -63,7 +102,7 @@ class Decoder {
   void embed(const backend::Batch& batch, const int32_t* last_token);
   void attention_half(int layer, const backend::Batch& batch, const backend::KvView& kv,
                       Planner& planner);
-  void mlp_half(int layer, const backend::Batch& batch);
+  void mlp_half(int layer, const backend::Batch& batch, NeuronPlanner* neurons = nullptr);
   float* head(const backend::Batch& batch);
 
   /// The residual stream [rows][hidden] as it stands between the halves, complete: may be read and

@@ -60,99 +60,111 @@ class Evaluator {
         options_(options) {}
 
   Status prepare(const model::Weights& weights) {
-    POLAR_ASSIGN(decoder_, model::Decoder::create(
-                               device_, weights, {options_.rows_per_step, options_.rows_per_step}));
+    const int rows = std::max(options_.rows_per_step, options_.batch);
+    POLAR_ASSIGN(decoder_, model::Decoder::create(device_, weights, {rows, rows}));
     if (!dense_is_known()) POLAR_RETURN_IF_ERROR(make_cache(dense_cache_, 0));
-    if (planner_ != nullptr) {
-      const int choosing_rows = planner_->selects_pages() ? options_.rows_per_step : 0;
-      POLAR_RETURN_IF_ERROR(make_cache(sparse_cache_, choosing_rows));
-    }
+    if (planner_ != nullptr)
+      POLAR_RETURN_IF_ERROR(make_cache(sparse_cache_, planner_->selects_pages() ? rows : 0));
     return {};
   }
 
   Evaluation run() {
-    for (int window = 0; window < windows_.count; ++window) {
-      score_window(windows_.at(window));
-      if (options_.progress) options_.progress(window + 1, windows_.count);
+    for (int window = 0; window < windows_.count; window += options_.batch) {
+      const int count = std::min(options_.batch, windows_.count - window);
+      score_windows(window, count);
+      if (options_.progress) options_.progress(window + count, windows_.count);
     }
     result_.dense_perplexity =
         dense_is_known() ? options_.known_dense_perplexity : std::exp(dense_loss_ / result_.tokens);
     result_.sparse_perplexity = std::exp(sparse_loss_ / result_.tokens);
     result_.kl /= result_.tokens;
     result_.agreement /= result_.tokens;
+    if (chooses_neurons()) result_.neuron_share = planner_->neurons()->share();
     return result_;
   }
 
  private:
   bool dense_is_known() const { return options_.known_dense_perplexity > 0; }
+  bool chooses_neurons() const { return planner_ != nullptr && planner_->neurons() != nullptr; }
 
   Status make_cache(std::unique_ptr<SequenceCache>& cache, int choosing_rows) {
-    POLAR_ASSIGN(auto made, SequenceCache::create(device_, config_, options_.kv_dtype, 1,
+    const int sequences = std::min(options_.batch, windows_.count);
+    POLAR_ASSIGN(auto made, SequenceCache::create(device_, config_, options_.kv_dtype, sequences,
                                                   windows_.context, 0, choosing_rows));
     cache = std::make_unique<SequenceCache>(std::move(made));
     return {};
   }
 
-  /// The last token of a window predicts nothing, so its row does not run.
-  void score_window(std::span<const int32_t> window) {
-    const int rows = static_cast<int>(window.size()) - 1;
+  /// Scores `count` windows in lock-step. The last token of a window predicts nothing, so its row
+  /// does not run.
+  void score_windows(int first, int count) {
+    const int rows = windows_.context - 1;
+    const int most = std::max(1, options_.rows_per_step / count);
     for (int begin = 0; begin < rows;) {
       const bool in_prompt = begin < options_.prompt;
-      const int end =
-          std::min({begin + options_.rows_per_step, rows, in_prompt ? options_.prompt : rows});
-      score_rows(window, begin, end, in_prompt);
+      const int step = chooses_neurons() && !in_prompt ? 1 : most;
+      const int end = std::min({begin + step, rows, in_prompt ? options_.prompt : rows});
+      score_rows(first, count, begin, end, in_prompt);
       begin = end;
     }
   }
 
-  void score_rows(std::span<const int32_t> window, int begin, int end, bool in_prompt) {
+  /// One step: rows [begin, end) of each window.
+  void score_rows(int first, int count, int begin, int end, bool in_prompt) {
     // Row r predicts token r + 1; the prompt's last row predicts the first scored token.
     const int first_scored = std::max(begin, options_.prompt - 1);
-    std::vector<int32_t> logit_rows;
-    for (int row = first_scored; row < end; ++row) logit_rows.push_back(row - begin);
-    const std::span<const int32_t> tokens = window.subspan(begin, end - begin);
-
-    std::vector<float> dense, sparse;
-    if (!dense_is_known())
-      dense = step(*dense_cache_, {0, begin, tokens, false}, logit_rows, dense_planner_);
-    if (planner_ != nullptr) {
-      sparse = step(*sparse_cache_, {0, begin, tokens, !in_prompt}, logit_rows, *planner_);
-      if (!in_prompt) count_bytes(begin, end);
+    std::vector<Chunk> chunks;
+    std::vector<int32_t> logit_rows, targets;
+    for (int w = 0; w < count; ++w) {
+      const std::span<const int32_t> window = windows_.at(first + w);
+      chunks.push_back({w, begin, window.subspan(begin, end - begin), false});
+      for (int row = first_scored; row < end; ++row) {
+        logit_rows.push_back(w * (end - begin) + row - begin);
+        targets.push_back(window[row + 1]);
+      }
     }
-    add_scores(window, first_scored, dense, sparse, static_cast<int>(logit_rows.size()));
+    std::vector<float> dense, sparse;
+    if (!dense_is_known()) dense = step(*dense_cache_, chunks, logit_rows, dense_planner_);
+    if (planner_ != nullptr) {
+      for (Chunk& chunk : chunks) chunk.planned = !in_prompt;
+      sparse = step(*sparse_cache_, chunks, logit_rows, *planner_);
+      if (!in_prompt) count_bytes(count, begin, end);
+    }
+    add_scores(targets, dense, sparse);
   }
 
-  std::vector<float> step(SequenceCache& cache, const Chunk& chunk,
+  std::vector<float> step(SequenceCache& cache, std::span<const Chunk> chunks,
                           const std::vector<int32_t>& logit_rows, model::Planner& planner) {
-    const backend::Batch& batch = cache.pack({&chunk, 1}, logit_rows);
+    const backend::Batch& batch = cache.pack(chunks, logit_rows);
     const float* logits = decoder_->forward(batch, cache.kv(), planner, nullptr);
     std::vector<float> host(logit_rows.size() * static_cast<size_t>(config_.vocabulary));
     if (!host.empty()) device_.download(host.data(), logits, host.size() * sizeof(float));
     return host;
   }
 
-  void count_bytes(int begin, int end) {
+  void count_bytes(int count, int begin, int end) {
     const backend::KvView& kv = sparse_cache_->kv();
-    std::vector<backend::ReadCount> read(end - begin);
+    std::vector<backend::ReadCount> read(static_cast<size_t>(count) * (end - begin));
     device_.download(read.data(), decoder_->read_counts(), read.size() * sizeof(read[0]));
     for (const backend::ReadCount& row : read) result_.kv_bytes += kv.bytes(row);
     for (int layer = 0; layer < config_.layers; ++layer) {
       for (int row = begin; row < end; ++row) {
         const auto full = backend::full_ranges(row, config_.sliding_window[layer], 0);
-        result_.dense_kv_bytes += kv.bytes({full.tail_count * config_.kv_heads, 0});
+        result_.dense_kv_bytes += count * kv.bytes({full.tail_count * config_.kv_heads, 0});
       }
     }
   }
 
-  void add_scores(std::span<const int32_t> window, int first_row, const std::vector<float>& dense,
-                  const std::vector<float>& sparse, int rows) {
+  void add_scores(const std::vector<int32_t>& targets, const std::vector<float>& dense,
+                  const std::vector<float>& sparse) {
+    const auto rows = static_cast<int64_t>(targets.size());
     std::vector<RowScore> scores(rows);
     pool_.parallel_for(rows, 1, [&](int64_t from, int64_t to, int) {
       for (int64_t i = from; i < to; ++i) {
         const size_t offset = static_cast<size_t>(i) * config_.vocabulary;
         scores[i] = compare(dense.empty() ? nullptr : dense.data() + offset,
                             sparse.empty() ? nullptr : sparse.data() + offset, config_.vocabulary,
-                            window[first_row + i + 1]);
+                            targets[i]);
       }
     });
     for (const RowScore& score : scores) {

@@ -35,6 +35,9 @@ struct EvaluateOptions {
   int prompt = 0;  // tokens of each window that are prefilled dense and not scored
   DType kv_dtype = DType::kF16;
   int rows_per_step = 256;
+  /// Windows that advance in lock-step. A planner that chooses neurons sees one row of each window
+  /// in a step, as a server's decode step has them.
+  int batch = 1;
   /// When given, the dense half is not run again; KL and agreement are not measured then.
   double known_dense_perplexity = 0;
   std::function<void(int done, int windows)> progress;
@@ -47,6 +50,7 @@ struct Evaluation {
   double kl = 0;         // mean KL(dense || sparse) per scored token, nats
   double agreement = 0;  // share of scored tokens whose likeliest next token is the same
   double kv_bytes = 0, dense_kv_bytes = 0;  // read by the scored rows, mean keys included
+  double neuron_share = 1;  // neurons computed / all, over the steps of scored rows and layers
 
   double ratio() const { return sparse_perplexity / dense_perplexity; }
   double effective_density() const { return dense_kv_bytes > 0 ? kv_bytes / dense_kv_bytes : 1.0; }

@@ -5,6 +5,7 @@
 #include <numeric>
 
 #include "backend/ranges.h"
+#include "study/neurons.h"
 
 namespace polar::study {
 
@@ -12,20 +13,6 @@ using backend::PageRanges;
 using model::LayerContext;
 
 namespace {
-
-/// Downloads an activation tensor as f32.
-std::vector<float> to_host(const LayerContext& context, const Tensor& tensor) {
-  const size_t count = static_cast<size_t>(tensor.values());
-  std::vector<float> values(count);
-  if (tensor.dtype == DType::kF32) {
-    context.device.download(values.data(), tensor.data, count * sizeof(float));
-    return values;
-  }
-  std::vector<uint16_t> stored(count);
-  context.device.download(stored.data(), tensor.data, count * sizeof(uint16_t));
-  dequantize_row(tensor.dtype, stored.data(), values.data(), count);
-  return values;
-}
 
 /// splitmix64: one step of a counter-based generator.
 uint64_t mix(uint64_t x) {
@@ -119,7 +106,7 @@ std::vector<float> OraclePlanner::attend(const LayerContext& context, bool fall_
   args.query = context.query;
   args.output = context.output;
   context.device.ops().attention(args);
-  std::vector<float> all = to_host(context, context.output);
+  std::vector<float> all = download_values(context.device, context.output);
   all.erase(all.begin(), all.begin() + static_cast<ptrdiff_t>(context.batch.prefill_rows) *
                                            context.config.query_width());
   return all;

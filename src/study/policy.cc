@@ -131,6 +131,16 @@ Result<std::unique_ptr<model::Planner>> make_planner(const Policy& policy, backe
                    "one that needs no weights, or another --fallback");
 }
 
+Result<std::unique_ptr<model::NeuronPlanner>> make_neurons(const Policy& policy,
+                                                           const model::ModelConfig& config) {
+  if (policy.neurons == NeuronChoice::kOff) return std::unique_ptr<model::NeuronPlanner>();
+  if (config.gated || config.activation != backend::Activation::kRelu) {
+    return bad_input("command line", "--neurons", "a model without plain ReLU MLPs",
+                     "a ReLU model such as OPT, or --neurons off");
+  }
+  return std::unique_ptr<model::NeuronPlanner>(new OracleNeurons);
+}
+
 Result<std::unique_ptr<model::Planner>> make_planner(const Policy& policy, backend::Device& device,
                                                      const model::ModelFile& file,
                                                      const std::vector<int>& ranked) {

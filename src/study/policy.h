@@ -8,6 +8,7 @@
 
 #include "model/decoder.h"
 #include "sparsity/profile.h"
+#include "study/neurons.h"
 
 namespace polar::study {
 
@@ -29,6 +30,7 @@ struct Policy {
   int recent = 4;               // pages; the page being filled comes on top
   std::vector<int> dense_layers;
   uint64_t seed = 1;
+  NeuronChoice neurons = NeuronChoice::kOff;
 
   bool is_dense(int layer) const;
   /// Units of a layer that are read in full.
@@ -53,5 +55,10 @@ Result<std::unique_ptr<model::Planner>> make_planner(const Policy& policy, backe
 /// one point at a time.
 Result<std::unique_ptr<model::Planner>> point_planner(backend::Device& device,
                                                       const sparsity::Profile& profile, int point);
+
+/// Who chooses neurons, or null when the policy computes all. Errors: a model whose MLPs are not
+/// plain ReLU.
+Result<std::unique_ptr<model::NeuronPlanner>> make_neurons(const Policy& policy,
+                                                           const model::ModelConfig& config);
 
 }  // namespace polar::study

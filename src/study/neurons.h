@@ -1,0 +1,36 @@
+#pragma once
+// Which neurons of a ReLU model's MLPs a measurement computes, decided on the host.
+
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "model/decoder.h"
+
+namespace polar::study {
+
+enum class NeuronChoice { kOff, kOracle };
+
+/// The neurons that some row of a step truly activates, known by computing all of them. With these
+/// the MLP's result is the dense one.
+class OracleNeurons : public model::NeuronPlanner {
+ protected:
+  const backend::NeuronSet* choose(const model::MlpContext& context) override;
+
+ private:
+  backend::Buffer index_;
+  backend::NeuronSet set_;
+};
+
+/// Indices of the neurons that are above zero in some row of `activations` [rows][ffn], ascending.
+std::vector<int32_t> active_union(std::span<const float> activations, int ffn);
+
+/// Puts `index` onto the device, into `buffer`, which grows as needed. An empty set becomes neuron
+/// 0: kernels want one.
+backend::NeuronSet upload_neurons(backend::Device& device, std::vector<int32_t> index,
+                                  backend::Buffer& buffer);
+
+/// Downloads an activation tensor as f32.
+std::vector<float> download_values(backend::Device& device, const Tensor& tensor);
+
+}  // namespace polar::study
