@@ -1,0 +1,86 @@
+// One set of neurons for the rows of a step.
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+#include "sparsity/routers.h"
+
+namespace polar::sparsity {
+
+namespace {
+
+/// The best `count` of scores [ffn], in no order. Ties: the lower index.
+std::vector<int32_t> best_of(const float* scores, int ffn, int count) {
+  std::vector<int32_t> order(ffn);
+  std::iota(order.begin(), order.end(), 0);
+  const auto better = [&](int32_t a, int32_t b) {
+    return scores[a] > scores[b] || (scores[a] == scores[b] && a < b);
+  };
+  std::nth_element(order.begin(), order.begin() + (count - 1), order.end(), better);
+  order.resize(count);
+  return order;
+}
+
+std::vector<int32_t> best_by_sum(const float* logits, int rows, int ffn, int count) {
+  std::vector<float> sum(ffn);
+  for (int row = 0; row < rows; ++row) {
+    for (int n = 0; n < ffn; ++n)
+      sum[n] += std::max(logits[static_cast<size_t>(row) * ffn + n], 0.0f);
+  }
+  return best_of(sum.data(), ffn, count);
+}
+
+/// A neuron's place is the best that any row gives it; of equal places the larger logit is first.
+std::vector<int32_t> best_by_rows(const float* logits, int rows, int ffn, int count) {
+  std::vector<int32_t> place(ffn, ffn), order;
+  std::vector<float> logit(ffn, -INFINITY);
+  for (int row = 0; row < rows; ++row) {
+    const float* own = logits + static_cast<size_t>(row) * ffn;
+    // No neuron behind a row's first `count` can be chosen.
+    order = best_of(own, ffn, count);
+    std::sort(order.begin(), order.end(),
+              [&](int32_t a, int32_t b) { return own[a] > own[b] || (own[a] == own[b] && a < b); });
+    for (int i = 0; i < count; ++i) {
+      const int32_t n = order[i];
+      if (i > place[n] || (i == place[n] && own[n] <= logit[n])) continue;
+      place[n] = i;
+      logit[n] = own[n];
+    }
+  }
+  order.resize(ffn);
+  std::iota(order.begin(), order.end(), 0);
+  std::sort(order.begin(), order.end(), [&](int32_t a, int32_t b) {
+    if (place[a] != place[b]) return place[a] < place[b];
+    return logit[a] > logit[b] || (logit[a] == logit[b] && a < b);
+  });
+  order.resize(count);
+  return order;
+}
+
+}  // namespace
+
+std::vector<int32_t> choose_neurons(const float* logits, int rows, int ffn, int count, UnionBy by) {
+  POLAR_CHECK(rows > 0 && count > 0 && count <= ffn);
+  std::vector<int32_t> chosen = by == UnionBy::kSum ? best_by_sum(logits, rows, ffn, count)
+                                                    : best_by_rows(logits, rows, ffn, count);
+  std::sort(chosen.begin(), chosen.end());
+  return chosen;
+}
+
+int neurons_for(const Routers& routers, int layer, int batch) {
+  const std::vector<int32_t>& sizes = routers.batches;
+  const std::vector<int32_t>& neurons = routers.mlps[layer].neurons;
+  const auto above = std::lower_bound(sizes.begin(), sizes.end(), batch);
+  if (above == sizes.end()) {
+    // Larger batches than were measured compute everything.
+    return sizes.back() == batch ? neurons.back() : routers.ffn;
+  }
+  const size_t i = above - sizes.begin();
+  if (i == 0 || sizes[i] == batch) return neurons[i];
+  const double share = std::log(static_cast<double>(batch) / sizes[i - 1]) /
+                       std::log(static_cast<double>(sizes[i]) / sizes[i - 1]);
+  return static_cast<int>(std::ceil(neurons[i - 1] + share * (neurons[i] - neurons[i - 1])));
+}
+
+}  // namespace polar::sparsity

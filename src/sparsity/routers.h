@@ -1,0 +1,64 @@
+#pragma once
+// Learned routers: per layer, what says from a row's input which heads to read and which neurons to
+// compute (docs/sparsity.md holds the names in the file).
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "core/error.h"
+
+namespace polar::sparsity {
+
+/// Linear: logits [kv_heads] = weight x + bias, with x what the layer's QKV projection reads.
+struct HeadRouter {
+  std::vector<float> weight;  // [kv_heads][hidden]; empty: this layer has none
+  std::vector<float> bias;    // [kv_heads]
+};
+
+/// Low rank: logits [ffn] = b (a x) + bias, with x what the layer's MLP reads. A logit is an
+/// expected activation in units of its own error, so logits of different neurons compare.
+struct MlpRouter {
+  int rank = 0;             // 0: this layer has none
+  std::vector<float> a;     // [rank][hidden]
+  std::vector<float> b;     // [ffn][rank]
+  std::vector<float> bias;  // [ffn]
+  /// Neurons for the target recall at each of Routers::batches, and the true union's size there.
+  std::vector<int32_t> neurons;
+};
+
+struct Routers {
+  int hidden = 0;
+  int kv_heads = 0;
+  int ffn = 0;
+  double recall = 0;              // that MlpRouter::neurons were measured for
+  std::vector<int32_t> batches;   // ascending, at least 1
+  std::vector<HeadRouter> heads;  // [layers]
+  std::vector<MlpRouter> mlps;    // [layers]
+
+  bool routes_heads() const;
+  bool routes_neurons() const;
+};
+
+/// Neurons to compute at a batch size: interpolated over the logarithm of the batch between the
+/// measured sizes, never more than ffn.
+int neurons_for(const Routers& routers, int layer, int batch);
+
+/// How the rows of a step agree on one set of neurons.
+enum class UnionBy {
+  kSum,   // the largest sums of positive logits (the paper)
+  kRows,  // each row's best in turn, so that no row is crowded out
+};
+
+/// The best `count` neurons of logits [rows][ffn], ascending. Ties: the lower neuron.
+std::vector<int32_t> choose_neurons(const float* logits, int rows, int ffn, int count, UnionBy by);
+
+/// Reads DIR/routers.safetensors for a model of this shape. Errors, one sentence each: not there,
+/// truncated, a tensor missing, of a wrong shape or with a value that is not finite.
+Result<Routers> read_routers(const std::string& directory, int layers, int hidden, int kv_heads,
+                             int ffn);
+
+/// Writes DIR/routers.safetensors (and makes DIR), whole or not at all.
+Status write_routers(const std::string& directory, const Routers& routers);
+
+}  // namespace polar::sparsity

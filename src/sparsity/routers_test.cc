@@ -1,0 +1,164 @@
+#include "sparsity/routers.h"
+
+#include <gmock/gmock.h>
+#include <unistd.h>
+
+#include <filesystem>
+#include <limits>
+#include <random>
+#include <set>
+
+namespace polar::sparsity {
+namespace {
+
+using testing::ElementsAre;
+using testing::HasSubstr;
+
+class RoutersFile : public testing::Test {
+ protected:
+  RoutersFile()
+      : folder_(std::filesystem::temp_directory_path() /
+                ("polar_routers_" + std::to_string(getpid()))) {}
+  ~RoutersFile() override { std::filesystem::remove_all(folder_); }
+
+  std::string folder() const { return folder_.string(); }
+  std::string path() const { return (folder_ / "routers.safetensors").string(); }
+  std::string complaint(int hidden = 4, int kv_heads = 2, int ffn = 6) const {
+    const auto read = read_routers(folder(), 2, hidden, kv_heads, ffn);
+    EXPECT_FALSE(read.ok());
+    const std::string message = read.ok() ? "" : read.error().message;
+    EXPECT_THAT(message, HasSubstr("routers.safetensors: "));
+    EXPECT_EQ(message.find('\n'), std::string::npos);
+    return message;
+  }
+
+  static Routers sample() {
+    std::mt19937 random(3);
+    std::normal_distribution<float> normal;
+    const auto values = [&](int count) {
+      std::vector<float> out(count);
+      for (float& value : out) value = normal(random);
+      return out;
+    };
+    Routers routers;
+    routers.hidden = 4;
+    routers.kv_heads = 2;
+    routers.ffn = 6;
+    routers.recall = 0.99;
+    routers.batches = {1, 4};
+    routers.heads = {{}, {values(8), values(2)}};
+    routers.mlps = {{3, values(12), values(18), values(6), {2, 5}}, {}};
+    return routers;
+  }
+
+ private:
+  std::filesystem::path folder_;
+};
+
+TEST_F(RoutersFile, RoundTrips) {
+  const Routers written = sample();
+  ASSERT_TRUE(write_routers(folder(), written).ok());
+  const auto read = read_routers(folder(), 2, 4, 2, 6);
+  ASSERT_TRUE(read.ok()) << read.error().message;
+  EXPECT_EQ(read->batches, written.batches);
+  EXPECT_FLOAT_EQ(read->recall, 0.99);
+  EXPECT_TRUE(read->heads[0].weight.empty());
+  EXPECT_EQ(read->heads[1].weight, written.heads[1].weight);
+  EXPECT_EQ(read->heads[1].bias, written.heads[1].bias);
+  EXPECT_EQ(read->mlps[0].rank, 3);
+  EXPECT_EQ(read->mlps[0].a, written.mlps[0].a);
+  EXPECT_EQ(read->mlps[0].b, written.mlps[0].b);
+  EXPECT_EQ(read->mlps[0].bias, written.mlps[0].bias);
+  EXPECT_EQ(read->mlps[0].neurons, written.mlps[0].neurons);
+  EXPECT_EQ(read->mlps[1].rank, 0);
+}
+
+TEST_F(RoutersFile, SaysWhatIsWrong) {
+  EXPECT_THAT(complaint(), HasSubstr("routers.safetensors"));  // not there
+  ASSERT_TRUE(write_routers(folder(), sample()).ok());
+  EXPECT_THAT(complaint(5), HasSubstr("[3, 4], expected f32, f16 or bf16 [3, 5]"));
+  EXPECT_THAT(complaint(4, 3), HasSubstr("layers.1.head_router.weight"));
+  EXPECT_THAT(complaint(4, 2, 7), HasSubstr("mlp_router.b"));
+  Routers broken = sample();
+  broken.heads[1].weight[3] = std::numeric_limits<float>::quiet_NaN();
+  ASSERT_TRUE(write_routers(folder(), broken).ok());
+  EXPECT_THAT(complaint(), HasSubstr("nan, expected finite values"));
+  broken = sample();
+  broken.mlps[0].neurons[1] = 7;
+  ASSERT_TRUE(write_routers(folder(), broken).ok());
+  EXPECT_THAT(complaint(), HasSubstr("7, expected 1 to 6"));
+  broken = sample();
+  broken.batches = {4, 1};
+  ASSERT_TRUE(write_routers(folder(), broken).ok());
+  EXPECT_THAT(complaint(), HasSubstr("ascending"));
+}
+
+TEST_F(RoutersFile, EveryCutIsRefused) {
+  ASSERT_TRUE(write_routers(folder(), sample()).ok());
+  for (auto size = std::filesystem::file_size(path()); size > 0;) {
+    size = size > 13 ? size - 13 : 0;
+    std::filesystem::resize_file(path(), size);
+    complaint();
+  }
+}
+
+TEST(NeuronsFor, InterpolatesBetweenMeasuredBatches) {
+  Routers routers;
+  routers.ffn = 1000;
+  routers.batches = {1, 4, 16};
+  routers.mlps = {{1, {}, {}, {}, {100, 200, 400}}};
+  EXPECT_EQ(neurons_for(routers, 0, 1), 100);
+  EXPECT_EQ(neurons_for(routers, 0, 2), 150);
+  EXPECT_EQ(neurons_for(routers, 0, 8), 300);
+  EXPECT_EQ(neurons_for(routers, 0, 16), 400);
+  EXPECT_EQ(neurons_for(routers, 0, 17), 1000);
+}
+
+TEST(ChooseNeurons, NoRowIsCrowdedOut) {
+  // Row 0 shouts, row 1 whispers: by sum row 0 takes both places, in turn each row gets its best.
+  const float logits[] = {9, 8, 0, 0, 0, 0, 1, 2};
+  EXPECT_THAT(choose_neurons(logits, 2, 4, 2, UnionBy::kSum), ElementsAre(0, 1));
+  EXPECT_THAT(choose_neurons(logits, 2, 4, 2, UnionBy::kRows), ElementsAre(0, 3));
+}
+
+/// Against a plain rendering: sort all by the sum; or take the rows' best places in turn.
+TEST(ChooseNeurons, EqualsTheNaiveReference) {
+  std::mt19937 random(5);
+  for (int round = 0; round < 200; ++round) {
+    const int rows = 1 + static_cast<int>(random() % 5), ffn = 1 + static_cast<int>(random() % 40);
+    const int count = 1 + static_cast<int>(random() % ffn);
+    std::vector<float> logits(static_cast<size_t>(rows) * ffn);
+    for (float& value : logits) value = static_cast<float>(static_cast<int>(random() % 15) - 8);
+    std::vector<std::pair<float, int>> sums;
+    for (int n = 0; n < ffn; ++n) {
+      float sum = 0;
+      for (int row = 0; row < rows; ++row) sum += std::max(0.0f, logits[row * ffn + n]);
+      sums.emplace_back(-sum, n);
+    }
+    std::sort(sums.begin(), sums.end());
+    std::set<int32_t> expected;
+    for (int i = 0; i < count; ++i) expected.insert(sums[i].second);
+    EXPECT_EQ(choose_neurons(logits.data(), rows, ffn, count, UnionBy::kSum),
+              std::vector<int32_t>(expected.begin(), expected.end()));
+
+    expected.clear();
+    for (int place = 0; static_cast<int>(expected.size()) < count; ++place) {
+      std::vector<std::pair<float, int>> turn;  // what the rows name at this place
+      for (int row = 0; row < rows; ++row) {
+        std::vector<std::pair<float, int>> order;
+        for (int n = 0; n < ffn; ++n) order.emplace_back(-logits[row * ffn + n], n);
+        std::sort(order.begin(), order.end());
+        turn.push_back(order[place]);
+      }
+      std::sort(turn.begin(), turn.end());
+      for (const auto& [logit, n] : turn) {
+        if (static_cast<int>(expected.size()) < count) expected.insert(n);
+      }
+    }
+    EXPECT_EQ(choose_neurons(logits.data(), rows, ffn, count, UnionBy::kRows),
+              std::vector<int32_t>(expected.begin(), expected.end()));
+  }
+}
+
+}  // namespace
+}  // namespace polar::sparsity
