@@ -79,6 +79,7 @@ macro(polar_find_dependencies)
   find_path(POLAR_UTF8PROC_INCLUDE utf8proc.h REQUIRED)
   find_path(POLAR_PCRE2_INCLUDE pcre2.h REQUIRED)
   find_path(POLAR_XXHASH_INCLUDE xxhash.h REQUIRED)
+  find_path(POLAR_EIGEN_INCLUDE Eigen/Dense PATH_SUFFIXES eigen3 REQUIRED)
   find_library(POLAR_UTF8PROC_LIBRARY NAMES libutf8proc.a utf8proc REQUIRED)
   find_library(POLAR_PCRE2_LIBRARY NAMES libpcre2-8.a pcre2-8 REQUIRED)
 

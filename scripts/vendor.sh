@@ -5,7 +5,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 folder=${1:-vendor}  # relative to the repository
-packages="libfmt-dev nlohmann-json3-dev libcli11-dev libpcre2-dev libutf8proc-dev libboost1.81-dev libxxhash-dev"
+packages="libfmt-dev nlohmann-json3-dev libcli11-dev libpcre2-dev libutf8proc-dev libboost1.81-dev libeigen3-dev libxxhash-dev"
 apt-cache show libboost1.81-dev >/dev/null 2>&1 || packages=${packages/libboost1.81-dev/libboost1.83-dev}
 
 packages="$packages $(apt-cache depends libfmt-dev | awk "/Depends: libfmt[0-9]/ {print \$2}")"  # its CMake files look for the library

@@ -8,6 +8,7 @@
 #include "cli/table.h"
 #include "engine/load_tokenizer.h"
 #include "study/calibrate.h"
+#include "study/router_training.h"
 
 namespace polar::cli {
 
@@ -19,6 +20,9 @@ struct CalibrateFlags {
   std::string max_loss = "1%";
   std::string out;
   study::CalibrateOptions options;
+  bool routers = false;
+  int router_windows = 40;
+  study::RouterOptions router;
   Format format = Format::kMarkdown;
 };
 
@@ -40,6 +44,33 @@ Result<std::vector<double>> parse_losses(const std::string& text) {
     begin = comma + 1;
   }
   return losses;
+}
+
+/// Trains routers alone and writes them into the folder, beside whatever profile is there.
+Result<int> train(CalibrateFlags& flags, backend::Device& device, const model::ModelFile& file,
+                  const model::Weights& weights, const study::Windows& windows) {
+  flags.router.kv_dtype = flags.options.kv_dtype;
+  flags.router.seed = flags.options.seed;
+  flags.router.progress = flags.options.progress;
+  POLAR_ASSIGN(const study::TrainedRouters trained,
+               study::train_routers(device, file, weights, windows, flags.router));
+  if (flags.router.progress) fmt::print(stderr, "\r\033[K");
+  POLAR_RETURN_IF_ERROR(sparsity::write_routers(flags.out, trained.routers));
+  if (!std::filesystem::exists(std::filesystem::path(flags.out) / "profile.json")) {
+    sparsity::Profile profile =
+        sparsity::dense_profile(file.config().layers, file.config().kv_heads);
+    profile.fingerprint = file.fingerprint();
+    POLAR_RETURN_IF_ERROR(sparsity::write_profile(flags.out, profile));
+  }
+  Rows rows;
+  for (size_t i = 0; i < trained.union_share.size(); ++i) {
+    rows.push_back({{"batch", trained.routers.batches[i]},
+                    {"union_share", trained.union_share[i]},
+                    {"neuron_share", trained.computed_share[i]}});
+  }
+  fmt::print("{}", print_rows(rows, flags.format, 4));
+  fmt::print(stderr, "wrote {}/routers.safetensors\n", flags.out);
+  return kOk;
 }
 
 Result<int> calibrate(CalibrateFlags& flags) {
@@ -64,6 +95,14 @@ Result<int> calibrate(CalibrateFlags& flags) {
   const auto encode = [&](const std::string& document, bool special) {
     return tokenizer.encode(document, special);
   };
+  if (flags.routers) {
+    POLAR_ASSIGN(const study::Windows windows,
+                 study::make_windows(
+                     flags.text, study::split_documents(text),
+                     [&](const std::string& document) { return encode(document, true); },
+                     std::min(flags.options.context, 1024), flags.router_windows));
+    return train(flags, *device, file, weights, windows);
+  }
   POLAR_ASSIGN(
       const study::Calibration calibration,
       study::calibrate(*device, weights, file.fingerprint(), study::split_documents(text), encode,
@@ -121,6 +160,22 @@ void add_calibrate(CLI::App& app, Run& run) {
       ->check(CLI::Range(0, 1 << 16))
       ->capture_default_str();
   command->add_option("--seed", options.seed, "Seed of the retrieval prompts")
+      ->capture_default_str();
+  command->add_flag("--routers", flags->routers,
+                    "Train routers of heads (and of a ReLU model's neurons) instead of a search");
+  command->add_option("--router-windows", flags->router_windows, "Windows that routers train on")
+      ->check(CLI::Range(8, 1 << 16))
+      ->capture_default_str();
+  command
+      ->add_option("--router-density", flags->router.density,
+                   "Share of a layer's heads that a label calls positive")
+      ->check(CLI::Range(0.01, 1.0))
+      ->capture_default_str();
+  command->add_option("--router-rank", flags->router.rank, "Rank of the MLP routers")
+      ->check(CLI::Range(1, 1 << 14))
+      ->capture_default_str();
+  command->add_option("--recall", flags->router.recall, "Share of the active neurons to find")
+      ->check(CLI::Range(0.5, 1.0))
       ->capture_default_str();
   add_format_flag(*command, flags->format);
   command->callback([flags, &run] { run = [flags] { return calibrate(*flags); }; });

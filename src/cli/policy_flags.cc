@@ -9,8 +9,9 @@ void add_policy_flags(CLI::App& command, PolicyFlags& flags) {
       .add_option(
           "--policy", flags.policy,
           "What decode steps read: dense, window, pages (each head's best), static (the best "
-          "heads in full), random or oracle")
-      ->check(CLI::IsMember({"dense", "window", "pages", "static", "random", "oracle"}))
+          "heads in full), random, oracle, or routed (each token's heads, by the profile's "
+          "routers)")
+      ->check(CLI::IsMember({"dense", "window", "pages", "static", "random", "oracle", "routed"}))
       ->capture_default_str();
   command
       .add_option("--density", flags.values.density,
@@ -52,8 +53,8 @@ void add_policy_flags(CLI::App& command, PolicyFlags& flags) {
   command
       .add_option("--neurons", flags.neurons,
                   "Neurons of a ReLU model's MLPs that a step computes: off (all), oracle (those "
-                  "that some row activates)")
-      ->check(CLI::IsMember({"off", "oracle"}))
+                  "that some row activates) or routed (by the profile's routers)")
+      ->check(CLI::IsMember({"off", "oracle", "routed"}))
       ->capture_default_str();
   command.add_option("--seed", flags.values.seed, "Seed of whatever is random")
       ->capture_default_str();
@@ -66,9 +67,11 @@ Result<study::Policy> read_policy(const PolicyFlags& flags) {
                 : flags.policy == "static" ? study::PolicyKind::kStatic
                 : flags.policy == "random" ? study::PolicyKind::kRandom
                 : flags.policy == "oracle" ? study::PolicyKind::kOracle
+                : flags.policy == "routed" ? study::PolicyKind::kRouted
                                            : study::PolicyKind::kDense;
-  policy.neurons =
-      flags.neurons == "oracle" ? study::NeuronChoice::kOracle : study::NeuronChoice::kOff;
+  policy.neurons = flags.neurons == "oracle"   ? study::NeuronChoice::kOracle
+                   : flags.neurons == "routed" ? study::NeuronChoice::kRouted
+                                               : study::NeuronChoice::kOff;
   policy.rank_by = flags.rank_by == "norm" ? study::RankBy::kNorm : study::RankBy::kContribution;
   policy.fallback = flags.fallback == "none"     ? study::Fallback::kNone
                     : flags.fallback == "window" ? study::Fallback::kWindow
@@ -122,11 +125,17 @@ Result<Sparse> make_attention(const ModelFlags& flags, const study::Policy& poli
 
 }  // namespace
 
-Result<Sparse> make_sparse(const ModelFlags& flags, const study::Policy& policy,
-                           backend::Device& device, const model::ModelConfig& config,
-                           const model::ModelFile* file) {
+Result<Sparse> make_sparse(const ModelFlags& flags, study::Policy policy, backend::Device& device,
+                           const model::ModelConfig& config, const model::ModelFile* file) {
+  const bool routed =
+      policy.kind == study::PolicyKind::kRouted || policy.neurons == study::NeuronChoice::kRouted;
+  if (routed && !flags.profile.empty()) {
+    POLAR_ASSIGN(auto routers, sparsity::read_routers(flags.profile, config.layers, config.hidden,
+                                                      config.kv_heads, config.ffn));
+    policy.routers = std::make_shared<const sparsity::Routers>(std::move(routers));
+  }
   POLAR_ASSIGN(Sparse sparse, make_attention(flags, policy, device, config, file));
-  POLAR_ASSIGN(auto neurons, study::make_neurons(policy, config));
+  POLAR_ASSIGN(auto neurons, study::make_neurons(policy, device, config));
   if (neurons == nullptr) return sparse;
   if (sparse.planner == nullptr) sparse.planner = std::make_unique<model::DensePlanner>();
   sparse.planner->set_neurons(std::move(neurons));

@@ -32,8 +32,7 @@ struct Sparse {
 /// `flags` names a profile's point, or `policy` says what is read; a profile beside --policy static
 /// ranks the units. `file` may be null (shapes without weights); else it must outlive the planner.
 /// Errors: as read_profile, check_profile and make_planner.
-Result<Sparse> make_sparse(const ModelFlags& flags, const study::Policy& policy,
-                           backend::Device& device, const model::ModelConfig& config,
-                           const model::ModelFile* file);
+Result<Sparse> make_sparse(const ModelFlags& flags, study::Policy policy, backend::Device& device,
+                           const model::ModelConfig& config, const model::ModelFile* file);
 
 }  // namespace polar::cli

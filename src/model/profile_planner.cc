@@ -2,8 +2,9 @@
 
 namespace polar::model {
 
-Result<std::unique_ptr<ProfilePlanner>> ProfilePlanner::create(backend::Device& device,
-                                                               const sparsity::Profile& profile) {
+Result<std::unique_ptr<ProfilePlanner>> ProfilePlanner::create(
+    backend::Device& device, const sparsity::Profile& profile,
+    std::shared_ptr<const sparsity::Routers> routers) {
   std::unique_ptr<ProfilePlanner> planner(new ProfilePlanner);
   planner->points_ = static_cast<int>(profile.points.size());
   planner->kv_heads_ = profile.kv_heads;
@@ -25,7 +26,24 @@ Result<std::unique_ptr<ProfilePlanner>> ProfilePlanner::create(backend::Device& 
   POLAR_ASSIGN(planner->limits_, device.allocate(limit_bytes, "a profile"));
   device.upload(planner->budgets_.data(), budgets.data(), budget_bytes);
   device.upload(planner->limits_.data(), limits.data(), limit_bytes);
+  planner->routers_ = std::move(routers);
+  if (planner->routers_ != nullptr) POLAR_RETURN_IF_ERROR(planner->prepare_routers(device));
   return planner;
+}
+
+Status ProfilePlanner::prepare_routers(backend::Device& device) {
+  for (const sparsity::HeadRouter& head : routers_->heads) {
+    router_weights_.emplace_back();
+    router_biases_.emplace_back();
+    if (head.weight.empty()) continue;
+    auto* values = const_cast<float*>(head.weight.data());
+    const Tensor view{values, DType::kF32, {routers_->kv_heads, routers_->hidden, 1, 1}, 2};
+    POLAR_ASSIGN(router_weights_.back(), device.prepare({"head router", {view}, false}));
+    const size_t bytes = head.bias.size() * sizeof(float);
+    POLAR_ASSIGN(router_biases_.back(), device.allocate(bytes, "routers"));
+    device.upload(router_biases_.back().data(), head.bias.data(), bytes);
+  }
+  return {};
 }
 
 void ProfilePlanner::plan(const LayerContext& context) {
@@ -40,6 +58,11 @@ void ProfilePlanner::plan(const LayerContext& context) {
   args.heads = context.config.heads;
   args.scale = context.config.attention_scale();
   if (layer_selects_[context.layer]) args.query = context.query;
+  if (routers_ != nullptr && router_weights_[context.layer] != nullptr) {
+    args.x = context.normed;
+    args.router = router_weights_[context.layer].get();
+    args.router_bias = router_biases_[context.layer].as<float>();
+  }
   args.plan = context.plan;
   context.device.ops().plan(args);
 }

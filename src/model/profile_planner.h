@@ -2,6 +2,7 @@
 
 #include "model/decoder.h"
 #include "sparsity/profile.h"
+#include "sparsity/routers.h"
 
 namespace polar::model {
 
@@ -9,20 +10,27 @@ namespace polar::model {
 /// (Batch::point) picks among them.
 class ProfilePlanner : public Planner {
  public:
-  static Result<std::unique_ptr<ProfilePlanner>> create(backend::Device& device,
-                                                        const sparsity::Profile& profile);
+  /// `routers` choose among the routed units; without them no routed unit is chosen.
+  static Result<std::unique_ptr<ProfilePlanner>> create(
+      backend::Device& device, const sparsity::Profile& profile,
+      std::shared_ptr<const sparsity::Routers> routers = nullptr);
   void plan(const LayerContext& context) override;
   bool selects_pages() const override { return selects_pages_; }
   int points() const override { return points_; }
 
  private:
   ProfilePlanner() = default;
+  Status prepare_routers(backend::Device& device);
+
   int points_ = 0;
   int kv_heads_ = 0;
   bool selects_pages_ = false;
-  std::vector<char> layer_selects_;  // [layers]
-  backend::Buffer budgets_;          // [layers][points][kv_heads]
-  backend::Buffer limits_;           // [points]
+  std::vector<char> layer_selects_;                               // [layers]
+  backend::Buffer budgets_;                                       // [layers][points][kv_heads]
+  backend::Buffer limits_;                                        // [points]
+  std::shared_ptr<const sparsity::Routers> routers_;              // the CPU computes on its memory
+  std::vector<std::unique_ptr<backend::Weight>> router_weights_;  // [layers]
+  std::vector<backend::Buffer> router_biases_;                    // [layers]
 };
 
 }  // namespace polar::model

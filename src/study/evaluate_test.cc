@@ -76,7 +76,7 @@ class TrainedModel : public testing::Test {
                  int batch = 1) {
     auto planner = make_planner(policy, *device_, *file_);
     EXPECT_TRUE(planner.ok());
-    auto neurons = make_neurons(policy, file_->config());
+    auto neurons = make_neurons(policy, *device_, file_->config());
     EXPECT_TRUE(neurons.ok());
     (*planner)->set_neurons(std::move(neurons).value());
     EvaluateOptions options;

@@ -6,10 +6,11 @@
 #include <vector>
 
 #include "model/decoder.h"
+#include "sparsity/routers.h"
 
 namespace polar::study {
 
-enum class NeuronChoice { kOff, kOracle };
+enum class NeuronChoice { kOff, kOracle, kRouted };
 
 /// The neurons that some row of a step truly activates, known by computing all of them. With these
 /// the MLP's result is the dense one.
@@ -18,6 +19,28 @@ class OracleNeurons : public model::NeuronPlanner {
   const backend::NeuronSet* choose(const model::MlpContext& context) override;
 
  private:
+  backend::Buffer index_;
+  backend::NeuronSet set_;
+};
+
+/// The neurons that the MLP routers choose: the best by the rows' sums of positive logits, as many
+/// as hold the recall at this number of rows.
+class RoutedNeurons : public model::NeuronPlanner {
+ public:
+  static Result<std::unique_ptr<RoutedNeurons>> create(
+      backend::Device& device, std::shared_ptr<const sparsity::Routers> routers);
+
+ protected:
+  const backend::NeuronSet* choose(const model::MlpContext& context) override;
+
+ private:
+  struct Layer {
+    std::unique_ptr<backend::Weight> a, b;  // null: this layer runs dense
+    backend::Buffer bias;
+  };
+  std::shared_ptr<const sparsity::Routers> routers_;  // the CPU computes on its memory
+  std::vector<Layer> layers_;
+  backend::Buffer narrow_;  // [rows][rank]
   backend::Buffer index_;
   backend::NeuronSet set_;
 };

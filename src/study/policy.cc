@@ -26,6 +26,8 @@ const char* policy_name(PolicyKind kind) {
       return "random";
     case PolicyKind::kOracle:
       return "oracle";
+    case PolicyKind::kRouted:
+      return "routed";
   }
   return "unknown";
 }
@@ -47,10 +49,15 @@ sparsity::Profile two_points(const Policy& policy, const model::ModelConfig& con
   sparsity::Profile profile = sparsity::dense_profile(config.layers, config.kv_heads);
   sparsity::OperatingPoint point = profile.points[0];
   point.name = policy_name(policy.kind);
-  point.limits = {policy.sink, policy.recent, 0};
+  point.limits = {policy.sink, policy.recent, policy.kept(config.kv_heads)};
   for (size_t unit = 0; unit < point.budgets.size(); ++unit) {
     if (!policy.is_dense(static_cast<int>(unit) / config.kv_heads))
       point.budgets[unit] = fallback_budget(policy);
+    if (policy.kind == PolicyKind::kRouted &&
+        !policy.is_dense(static_cast<int>(unit) / config.kv_heads)) {
+      point.budgets[unit].fallback = point.budgets[unit].kind;
+      point.budgets[unit].kind = backend::ReadKind::kRouted;
+    }
   }
   for (const int unit : full) point.budgets[unit] = {};
   profile.points.push_back(std::move(point));
@@ -93,11 +100,12 @@ Status validate(const Policy& policy, const model::ModelConfig& config) {
 
 }  // namespace
 
-Result<std::unique_ptr<model::Planner>> point_planner(backend::Device& device,
-                                                      const sparsity::Profile& profile, int point) {
+Result<std::unique_ptr<model::Planner>> point_planner(
+    backend::Device& device, const sparsity::Profile& profile, int point,
+    std::shared_ptr<const sparsity::Routers> routers) {
   sparsity::Profile one = profile;
   one.points = {profile.points[point]};
-  POLAR_ASSIGN(auto planner, model::ProfilePlanner::create(device, one));
+  POLAR_ASSIGN(auto planner, model::ProfilePlanner::create(device, one, std::move(routers)));
   return std::unique_ptr<model::Planner>(std::move(planner));
 }
 
@@ -124,6 +132,12 @@ Result<std::unique_ptr<model::Planner>> make_planner(const Policy& policy, backe
     case PolicyKind::kRandom:
       if (policy.fallback == Fallback::kPages) break;
       return std::unique_ptr<model::Planner>(new RandomPlanner(policy));
+    case PolicyKind::kRouted:
+      if (policy.routers == nullptr || !policy.routers->routes_heads()) {
+        return bad_input("command line", "--policy routed", "no head routers",
+                         "--profile with a folder that polar calibrate --routers wrote");
+      }
+      return point_planner(device, two_points(policy, config, {}), 1, policy.routers);
     case PolicyKind::kOracle:
       break;
   }
@@ -132,13 +146,21 @@ Result<std::unique_ptr<model::Planner>> make_planner(const Policy& policy, backe
 }
 
 Result<std::unique_ptr<model::NeuronPlanner>> make_neurons(const Policy& policy,
+                                                           backend::Device& device,
                                                            const model::ModelConfig& config) {
   if (policy.neurons == NeuronChoice::kOff) return std::unique_ptr<model::NeuronPlanner>();
   if (config.gated || config.activation != backend::Activation::kRelu) {
     return bad_input("command line", "--neurons", "a model without plain ReLU MLPs",
                      "a ReLU model such as OPT, or --neurons off");
   }
-  return std::unique_ptr<model::NeuronPlanner>(new OracleNeurons);
+  if (policy.neurons == NeuronChoice::kOracle)
+    return std::unique_ptr<model::NeuronPlanner>(new OracleNeurons);
+  if (policy.routers == nullptr || !policy.routers->routes_neurons()) {
+    return bad_input("command line", "--neurons routed", "no MLP routers",
+                     "--profile with a folder that polar calibrate --routers wrote");
+  }
+  POLAR_ASSIGN(auto routed, RoutedNeurons::create(device, policy.routers));
+  return std::unique_ptr<model::NeuronPlanner>(std::move(routed));
 }
 
 Result<std::unique_ptr<model::Planner>> make_planner(const Policy& policy, backend::Device& device,

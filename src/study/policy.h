@@ -12,7 +12,7 @@
 
 namespace polar::study {
 
-enum class PolicyKind { kDense, kWindow, kPages, kStatic, kRandom, kOracle };
+enum class PolicyKind { kDense, kWindow, kPages, kStatic, kRandom, kOracle, kRouted };
 enum class RankBy { kNorm, kContribution };
 enum class Fallback { kNone, kWindow, kPages };
 enum class Scope { kLayer, kModel };
@@ -31,6 +31,7 @@ struct Policy {
   std::vector<int> dense_layers;
   uint64_t seed = 1;
   NeuronChoice neurons = NeuronChoice::kOff;
+  std::shared_ptr<const sparsity::Routers> routers;  // kRouted, NeuronChoice::kRouted
 
   bool is_dense(int layer) const;
   /// Units of a layer that are read in full.
@@ -53,12 +54,14 @@ Result<std::unique_ptr<model::Planner>> make_planner(const Policy& policy, backe
 
 /// Every planned row at one point of a profile, whatever its own point says: a measurement looks at
 /// one point at a time.
-Result<std::unique_ptr<model::Planner>> point_planner(backend::Device& device,
-                                                      const sparsity::Profile& profile, int point);
+Result<std::unique_ptr<model::Planner>> point_planner(
+    backend::Device& device, const sparsity::Profile& profile, int point,
+    std::shared_ptr<const sparsity::Routers> routers = nullptr);
 
 /// Who chooses neurons, or null when the policy computes all. Errors: a model whose MLPs are not
-/// plain ReLU.
+/// plain ReLU, no routers.
 Result<std::unique_ptr<model::NeuronPlanner>> make_neurons(const Policy& policy,
+                                                           backend::Device& device,
                                                            const model::ModelConfig& config);
 
 }  // namespace polar::study

@@ -1,0 +1,116 @@
+#include "study/router_training.h"
+
+#include <Eigen/Dense>
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+#include <random>
+
+namespace polar::study {
+
+namespace {
+
+using RowMajor = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+
+/// AdamW's state of one matrix.
+struct Adam {
+  RowMajor mean, square;
+  int step = 0;
+
+  void update(RowMajor& weight, const RowMajor& gradient, float rate, float decay) {
+    if (step == 0) {
+      mean = RowMajor::Zero(weight.rows(), weight.cols());
+      square = mean;
+    }
+    ++step;
+    mean = 0.9f * mean + 0.1f * gradient;
+    square = 0.999f * square + 0.001f * gradient.cwiseProduct(gradient);
+    const float first = 1 - std::pow(0.9f, static_cast<float>(step));
+    const float second = 1 - std::pow(0.999f, static_cast<float>(step));
+    weight.array() -= rate * ((mean.array() / first) / ((square.array() / second).sqrt() + 1e-8f) +
+                              decay * weight.array());
+  }
+};
+
+}  // namespace
+
+sparsity::HeadRouter fit_head_router(const std::vector<float>& x,
+                                     const std::vector<uint8_t>& positive, int hidden, int heads,
+                                     int epochs, uint64_t seed) {
+  const auto rows = static_cast<int>(x.size() / hidden);
+  const Eigen::Map<const RowMajor> inputs(x.data(), rows, hidden);
+  // Inputs of equal scale: one rate then suits all of them. Folded into the weights at the end.
+  const Eigen::RowVectorXf mean = inputs.colwise().mean();
+  const Eigen::RowVectorXf scale =
+      ((inputs.rowwise() - mean).array().square().colwise().mean() + 1e-8f).rsqrt();
+  RowMajor weight = RowMajor::Zero(heads, hidden), bias = RowMajor::Zero(1, heads);
+  Adam weight_state, bias_state;
+  std::vector<int> order(rows);
+  std::iota(order.begin(), order.end(), 0);
+  std::mt19937_64 random(seed);
+  const int batch = std::min(256, rows), steps = rows / batch;
+  RowMajor some(batch, hidden), error(batch, heads);
+  for (int epoch = 0; epoch < epochs; ++epoch) {
+    for (int i = rows - 1; i > 0; --i) std::swap(order[i], order[random() % (i + 1)]);
+    const float done = static_cast<float>(epoch) / static_cast<float>(epochs);
+    const float rate = 2e-3f * 0.5f * (1 + std::cos(3.14159265f * done));
+    for (int step = 0; step < steps; ++step) {
+      for (int i = 0; i < batch; ++i) {
+        const int row = order[step * batch + i];
+        some.row(i) = (inputs.row(row) - mean).cwiseProduct(scale);
+        for (int h = 0; h < heads; ++h)
+          error(i, h) = -static_cast<float>(positive[static_cast<size_t>(row) * heads + h]);
+      }
+      const RowMajor logits = (some * weight.transpose()).rowwise() + bias.row(0);
+      error.array() += (1 + (-logits.array()).exp()).inverse();
+      error /= static_cast<float>(batch);
+      weight_state.update(weight, error.transpose() * some, rate, 0.01f);
+      bias_state.update(bias, error.colwise().sum(), rate, 0.0f);
+    }
+  }
+  sparsity::HeadRouter router;
+  weight = weight.array().rowwise() * scale.array();
+  bias -= mean * weight.transpose();
+  router.weight.assign(weight.data(), weight.data() + weight.size());
+  router.bias.assign(bias.data(), bias.data() + bias.size());
+  return router;
+}
+
+sparsity::MlpRouter fit_mlp_router(const std::vector<float>& up, const std::vector<float>& up_bias,
+                                   const std::vector<double>& moments, int hidden, int ffn,
+                                   int rank) {
+  using Double = Eigen::MatrixXd;
+  Double second = Eigen::Map<const Double>(moments.data(), hidden, hidden);
+  second.diagonal().array() += 1e-6 * second.trace() / hidden;
+  const Double full = Eigen::Map<const RowMajor>(up.data(), ffn, hidden).cast<double>();
+  const Eigen::LLT<Double> factor(second);
+  const Double root = factor.matrixL();  // second = root root^T
+  // The error of B A on the inputs is |(W - B A) root|: its best low rank keeps W root's largest
+  // directions, the eigenvectors of W second W^T's small twin. Neurons count alike.
+  Double seen = full * root;
+  const Eigen::VectorXd size = seen.rowwise().norm().array().max(1e-12);
+  const Double alike = size.cwiseInverse().asDiagonal() * seen;
+  const Eigen::SelfAdjointEigenSolver<Double> solver(alike.transpose() * alike);
+  const Double directions = solver.eigenvectors().rightCols(rank);  // [hidden][rank]
+  const Double b = seen * directions;                               // [ffn][rank]
+  // x reaches the directions through root^-1: W = seen root^-1.
+  const Double a = factor.matrixU().solve(directions).transpose();  // [rank][hidden]
+  const Eigen::VectorXd error =
+      ((seen.rowwise().squaredNorm() - b.rowwise().squaredNorm()).array().max(0.0) +
+       1e-4 * size.array().square())
+          .sqrt();
+  const RowMajor a32 = a.cast<float>();
+  const RowMajor b32 = (error.cwiseInverse().asDiagonal() * b).cast<float>();
+  sparsity::MlpRouter router;
+  router.rank = rank;
+  router.a.assign(a32.data(), a32.data() + a32.size());
+  router.b.assign(b32.data(), b32.data() + b32.size());
+  router.bias.resize(ffn);
+  // Two errors are added: the union sums positive logits, and a neuron that is a little more likely
+  // off than on still has to be ranked.
+  for (int n = 0; n < ffn; ++n)
+    router.bias[n] = 2.0f + (up_bias.empty() ? 0.0f : static_cast<float>(up_bias[n] / error[n]));
+  return router;
+}
+
+}  // namespace polar::study
