@@ -7,4 +7,7 @@ scripts/setup.sh demo
 cmake --preset release --log-level=WARNING
 cmake --build build --target polar -j "$(nproc)"
 model="${POLAR_MODEL:-$(scripts/fetch-demo-model.sh)}"
-exec build/polar demo "$model" --text examples/alice.txt "$@"
+# The profile belongs to the model that the demo fetches; for another one every head reads sink and window.
+profile=()
+[ -n "${POLAR_MODEL:-}" ] || profile=(--profile profiles/SmolLM2-135M-Instruct --point 3%)
+exec build/polar demo "$model" --text examples/alice.txt "${profile[@]}" "$@"

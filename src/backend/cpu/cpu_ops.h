@@ -52,7 +52,6 @@ class CpuOps : public Ops {
   struct PageScratch {
     std::vector<const uint16_t*> means;
     std::vector<float> scores, mass;
-    std::vector<uint64_t> keys;
   };
 
   const Kernels& kernels_;

@@ -2,7 +2,7 @@
 // those that choose.
 
 #include <algorithm>
-#include <cstring>
+#include <bit>
 
 #include "backend/cpu/cpu_ops.h"
 #include "backend/ranges.h"
@@ -25,22 +25,34 @@ bool is_chosen(const UnitBudget* budgets, const float* logits, int kv_heads, int
   return better < routed;
 }
 
-/// Marks the `chosen` largest of `mass` [count] (ties: the lower index) by writing their indices,
-/// ascending, to `best`. `keys` [count] is scratch.
-void choose_largest(const float* mass, int count, int chosen, uint64_t* keys, int32_t* best) {
-  // Masses are not negative, so their bits order as they do; the index breaks ties.
-  for (int i = 0; i < count; ++i) {
-    uint32_t bits;
-    std::memcpy(&bits, mass + i, sizeof(bits));
-    keys[i] = (static_cast<uint64_t>(bits) << 32) | static_cast<uint32_t>(~i);
+/// Writes the indices of the `chosen` largest of `mass` [count] (ties: the lower index), ascending,
+/// to `best`.
+void choose_largest(const float* mass, int count, int chosen, int32_t* best) {
+  // Masses are not negative, so their bits order as they do: find the largest threshold that at
+  // least `chosen` of them reach, bit by bit. The loop over all of them is one of vectors.
+  const auto at_least = [&](uint32_t threshold) {
+    const float least = std::bit_cast<float>(threshold);
+    int reached = 0;
+    for (int i = 0; i < count; ++i) reached += mass[i] >= least ? 1 : 0;
+    return reached;
+  };
+  uint32_t threshold = 0;
+  int reached = count;
+  for (int bit = 30; bit >= 0 && reached != chosen; --bit) {
+    const uint32_t trial = threshold | 1u << bit;
+    if (trial >= 0x7f800000u) continue;  // no mass is infinite
+    const int found = at_least(trial);
+    if (found < chosen) continue;
+    threshold = trial;
+    reached = found;
   }
-  std::nth_element(keys, keys + (chosen - 1), keys + count, std::greater<>());
-  const uint64_t least = keys[chosen - 1];
+  const float least = std::bit_cast<float>(threshold);
+  int equal = chosen;  // of those that equal the threshold, how many are read
+  if (reached != chosen) {
+    for (int i = 0; i < count; ++i) equal -= mass[i] > least ? 1 : 0;
+  }
   for (int i = 0, at = 0; at < chosen; ++i) {
-    uint32_t bits;
-    std::memcpy(&bits, mass + i, sizeof(bits));
-    const uint64_t key = (static_cast<uint64_t>(bits) << 32) | static_cast<uint32_t>(~i);
-    if (key >= least) best[at++] = i;
+    if (mass[i] > least || (mass[i] == least && equal-- > 0)) best[at++] = i;
   }
 }
 
@@ -66,7 +78,6 @@ PageRanges CpuOps::chosen_pages(const PlanArgs& args, int planned, int kv_head, 
   const int group = args.heads / kv.kv_heads, padded = padded_pages(choice.count);
   PageScratch& memory = page_scratch_[thread];
   memory.means.resize(choice.count);
-  memory.keys.resize(choice.count);
   memory.mass.resize(padded);
   memory.scores.resize(static_cast<size_t>(padded) * kMassQueries);
   for (int i = 0; i < choice.count; ++i) {
@@ -83,7 +94,7 @@ PageRanges CpuOps::chosen_pages(const PlanArgs& args, int planned, int kv_head, 
   int32_t* list = batch.pages + list_begin;
   std::copy_n(table, choice.sink, list);
   int32_t* best = list + choice.sink;
-  choose_largest(memory.mass.data(), choice.count, choice.chosen, memory.keys.data(), best);
+  choose_largest(memory.mass.data(), choice.count, choice.chosen, best);
   for (int i = 0; i < choice.chosen; ++i) best[i] = table[choice.first + best[i]];
   return {list_begin, choice.sink + choice.chosen, table_begin + tail, tail_count};
 }

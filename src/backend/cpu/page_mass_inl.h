@@ -50,10 +50,22 @@ inline void add_softmax(float* scores, int count, int64_t padded, float* mass) {
     store(mass + i, fma(load(scores + i), share, load(mass + i)));
 }
 
+/// Pages whose means are fetched ahead: they lie scattered, so the memory's latency must be hidden.
+inline constexpr int kMeansAhead = 16;
+
 template <int Q>
 inline void add_mass(const PageMassArgs& a, int query, int64_t padded) {
+  const auto fetch = [&](int page) {
+    const auto* line = (const std::byte*)a.means[page];
+    for (int byte = 0; byte < a.head_dim * 2; byte += 64) __builtin_prefetch(line + byte);
+  };
+  for (int page = 0; page < a.count && page < kMeansAhead; ++page) fetch(page);
   int page = 0;
-  for (; page + 4 <= a.count; page += 4) score_means<Q, 4>(a, query, page, padded);
+  for (; page + 4 <= a.count; page += 4) {
+    for (int ahead = page + kMeansAhead; ahead < page + kMeansAhead + 4 && ahead < a.count; ++ahead)
+      fetch(ahead);
+    score_means<Q, 4>(a, query, page, padded);
+  }
   for (; page < a.count; ++page) score_means<Q, 1>(a, query, page, padded);
   for (int i = 0; i < Q; ++i) add_softmax(a.scratch + i * padded, a.count, padded, a.mass);
 }
