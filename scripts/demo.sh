@@ -7,7 +7,9 @@ scripts/setup.sh demo
 cmake --preset release --log-level=WARNING
 cmake --build build --target polar -j "$(nproc)"
 model="${POLAR_MODEL:-$(scripts/fetch-demo-model.sh)}"
-# The profile belongs to the model that the demo fetches; for another one every head reads sink and window.
+# The shipped profile belongs to the model that the demo fetches; for another one every head reads sink and window.
 profile=()
-[ -n "${POLAR_MODEL:-}" ] || profile=(--profile profiles/SmolLM2-135M-Instruct --point 3%)
+if [ -z "${POLAR_MODEL:-}" ] && [[ " $* " != *" --profile"* ]]; then
+  profile=(--profile profiles/SmolLM2-135M-Instruct --point 3%)
+fi
 exec build/polar demo "$model" --text examples/alice.txt "${profile[@]}" "$@"

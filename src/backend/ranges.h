@@ -68,4 +68,43 @@ POLAR_HOST_DEVICE inline PageChoice page_choice(int32_t position, int32_t window
   return {first, count, least(chosen, count), sink};
 }
 
+/// What a unit that chooses among its pages reads, given its choice: everything, its ends alone, or
+/// the list that begins at entry `list_begin` (sink, then the chosen pages) and its newest pages.
+POLAR_HOST_DEVICE inline PageRanges choice_ranges(const PageChoice& choice, int32_t position,
+                                                  int32_t window, int32_t table_begin,
+                                                  int32_t list_begin) {
+  if (choice.chosen == choice.count) return full_ranges(position, window, table_begin);
+  const int32_t tail = choice.first + choice.count;
+  return {choice.chosen == 0 ? table_begin : list_begin, choice.sink + choice.chosen,
+          table_begin + tail, position / kPageTokens + 1 - tail};
+}
+
+/// What unit `head` of a row may read, once its routed units are decided: the PointLimits::routed
+/// ones with the largest `logits` [kv_heads] are full (ties: the lower head), the others fall back;
+/// without logits all of them do. `budgets` [kv_heads] of the row's point; null: full.
+POLAR_HOST_DEVICE inline ReadKind resolved_kind(const UnitBudget* budgets,
+                                                const PointLimits& limits, const float* logits,
+                                                int kv_heads, int head) {
+  if (budgets == nullptr) return ReadKind::kFull;
+  const UnitBudget budget = budgets[head];
+  if (budget.kind != ReadKind::kRouted) return budget.kind;
+  if (logits == nullptr) return budget.fallback;
+  const float own = logits[head];
+  int better = 0;
+  for (int other = 0; other < kv_heads; ++other) {
+    if (other == head || budgets[other].kind != ReadKind::kRouted) continue;
+    better += logits[other] > own || (logits[other] == own && other < head);
+  }
+  return better < limits.routed ? ReadKind::kFull : budget.fallback;
+}
+
+/// The ranges of every kind but kPages, which reads all where nothing is chosen.
+POLAR_HOST_DEVICE inline PageRanges fixed_ranges(ReadKind kind, int32_t position, int32_t window,
+                                                 int32_t table_begin, const PointLimits& limits) {
+  if (kind == ReadKind::kNone) return {};
+  if (kind == ReadKind::kWindow)
+    return window_ranges(position, window, table_begin, limits.sink, limits.recent);
+  return full_ranges(position, window, table_begin);
+}
+
 }  // namespace polar::backend

@@ -156,7 +156,9 @@ void add_calibrate(CLI::App& app, Run& run) {
   command->add_option("--held-out-windows", options.held_out_windows, "Windows that decide")
       ->check(CLI::Range(1, 1 << 16))
       ->capture_default_str();
-  command->add_option("--needles", options.needles, "Retrieval prompts; half of them decide")
+  command
+      ->add_option("--needles", options.needles,
+                   "Retrieval prompts: a third ranks the units, the others decide")
       ->check(CLI::Range(0, 1 << 16))
       ->capture_default_str();
   command->add_option("--seed", options.seed, "Seed of the retrieval prompts")

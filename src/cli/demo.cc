@@ -13,8 +13,8 @@
 #include "cli/table.h"
 #include "engine/loaded_model.h"
 #include "engine/text_stream.h"
-#include "model/profile_planner.h"
 #include "study/evaluate.h"
+#include "study/policy.h"
 
 namespace polar::cli {
 
@@ -153,9 +153,7 @@ Result<Round> answer(const engine::LoadedModel& model, engine::Engine& engine,
 Result<study::Evaluation> measure(const engine::LoadedModel& model,
                                   const sparsity::Profile& profile, int point,
                                   const std::string& text, const DemoFlags& flags) {
-  sparsity::Profile one = profile;
-  one.points = {profile.points[point]};
-  POLAR_ASSIGN(auto planner, model::ProfilePlanner::create(*model.device, one));
+  POLAR_ASSIGN(auto planner, study::point_planner(*model.device, profile, point));
   const int context = std::min(2048, model.file->config().max_positions);
   const auto encode = [&](const std::string& document) {
     return model.tokenizer.encode(document, true);

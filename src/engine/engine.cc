@@ -75,15 +75,15 @@ Result<std::unique_ptr<Engine>> Engine::create(backend::Device& device,
                                                const EngineOptions& options) {
   const int points = profile == nullptr ? 1 : static_cast<int>(profile->points.size());
   std::unique_ptr<Engine> engine(new Engine(weights.config, points));
-  const bool selects_pages = points > 1 && profile->selects_pages();
-  POLAR_ASSIGN(engine->limits_, choose_limits(device, weights.config, options, selects_pages));
   std::unique_ptr<model::Planner> planner;
   if (points > 1) {
     POLAR_ASSIGN(planner, model::ProfilePlanner::create(device, *profile));
   } else {
     planner = std::make_unique<model::DensePlanner>();
   }
-  StepLimits limits{engine->limits_, options.kv_dtype, selects_pages};
+  POLAR_ASSIGN(engine->limits_,
+               choose_limits(device, weights.config, options, planner->selects_pages()));
+  const StepLimits limits{engine->limits_, options.kv_dtype};
   POLAR_ASSIGN(auto runner, StepRunner::create(device, weights, *planner, limits));
   const bool pipelined =
       options.pipeline == EngineOptions::Pipeline::kOn ||

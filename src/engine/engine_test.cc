@@ -15,28 +15,13 @@
 #include <set>
 
 #include "model/decoder.h"
+#include "model/small_config.h"
 
 namespace polar::engine {
 namespace {
 
 using backend::kPageTokens;
-
-model::ModelConfig small_config() {
-  model::ModelConfig config;
-  config.architecture = "llama";
-  config.layers = 2;
-  config.hidden = 48;
-  config.heads = 4;
-  config.kv_heads = 2;
-  config.head_dim = 16;
-  config.ffn = 80;
-  config.vocabulary = 211;
-  config.embedding = 48;
-  config.max_positions = 512;
-  config.rope.dim = 16;
-  config.sliding_window = {0, 0};
-  return config;
-}
+using model::small_config;
 
 class EngineTest : public ::testing::Test {
  protected:

@@ -6,29 +6,13 @@
 
 #include "backend/ranges.h"
 #include "engine/engine.h"
+#include "model/small_config.h"
 
 namespace polar::engine {
 namespace {
 
 using backend::kPageTokens;
 using backend::ReadKind;
-
-model::ModelConfig small_config() {
-  model::ModelConfig config;
-  config.architecture = "llama";
-  config.layers = 3;
-  config.hidden = 48;
-  config.heads = 4;
-  config.kv_heads = 2;
-  config.head_dim = 16;
-  config.ffn = 80;
-  config.vocabulary = 211;
-  config.embedding = 48;
-  config.max_positions = 512;
-  config.rope.dim = 16;
-  config.sliding_window = {0, 0, 32};
-  return config;
-}
 
 sparsity::Profile mixed_profile() {
   sparsity::Profile profile = sparsity::window_profile(3, 2, 1, 2, {});
@@ -46,7 +30,7 @@ class ReadTraceTest : public ::testing::TestWithParam<EngineOptions::Pipeline> {
     auto device = backend::make_cpu_device({1});
     ASSERT_TRUE(device.ok());
     device_ = std::move(device).value();
-    auto weights = model::dummy_weights(*device_, small_config(), DType::kF32, 7);
+    auto weights = model::dummy_weights(*device_, config_, DType::kF32, 7);
     ASSERT_TRUE(weights.ok());
     weights_ = std::make_unique<model::Weights>(std::move(weights).value());
     EngineOptions options;
@@ -72,6 +56,7 @@ class ReadTraceTest : public ::testing::TestWithParam<EngineOptions::Pipeline> {
   }
 
   static constexpr int kPrompt = 150, kOutput = 40;
+  const model::ModelConfig config_ = model::small_config({0, 0, 32});
   const sparsity::Profile profile_ = mixed_profile();
   std::unique_ptr<backend::Device> device_;
   std::unique_ptr<model::Weights> weights_;

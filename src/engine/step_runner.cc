@@ -44,7 +44,7 @@ Status StepRunner::allocate() {
   kv_ = {nullptr, limits_.kv_dtype, config.layers, limits.pages, config.kv_heads, config.head_dim};
   POLAR_ASSIGN(kv_buffer_, device_.allocate(kv_.total_bytes(), "KV cache (less: --kv-memory)"));
   kv_.data = kv_buffer_.as<std::byte>();
-  if (limits_.selects_pages) {
+  if (planner_.selects_pages()) {
     POLAR_ASSIGN(means_buffer_, device_.allocate(kv_.page_mean_bytes() * kv_.pages,
                                                  "page scores (less: --kv-memory)"));
     kv_.means = means_buffer_.as<std::byte>();
@@ -54,9 +54,9 @@ Status StepRunner::allocate() {
       std::bit_ceil(static_cast<size_t>((limits.max_length + kPageTokens - 1) / kPageTokens));
   // A step has at most as many chunks as slots.
   const size_t tables = limits.max_batch * stride * sizeof(int32_t);
-  const size_t lists = limits_.selects_pages ? static_cast<size_t>(limits.step_planned_rows) *
-                                                   config.kv_heads * stride * sizeof(int32_t)
-                                             : 0;
+  const size_t lists = planner_.selects_pages() ? static_cast<size_t>(limits.step_planned_rows) *
+                                                      config.kv_heads * stride * sizeof(int32_t)
+                                                : 0;
   const size_t per_row = 4 * sizeof(int32_t);
   const size_t per_logit_row = 2 * sizeof(int32_t) + sizeof(backend::SampleParams);
   const size_t bytes = limits.step_rows * per_row + limits.step_logit_rows * per_logit_row +
@@ -179,7 +179,7 @@ void StepRunner::pack(const StepPlan& plan) {
   const size_t lists_at = pages_at + pages_.size() * sizeof(int32_t);
   POLAR_CHECK(packed_.size() <= arrays_.bytes());
   batch_.list_capacity =
-      limits_.selects_pages ? plan.planned_rows * kv_.kv_heads * table_stride_ : 0;
+      planner_.selects_pages() ? plan.planned_rows * kv_.kv_heads * table_stride_ : 0;
   POLAR_CHECK(lists_at + batch_.list_capacity * sizeof(int32_t) <= arrays_.bytes());
 }
 

@@ -17,7 +17,6 @@ namespace polar::engine {
 struct StepLimits {
   SchedulerLimits scheduler;
   DType kv_dtype = DType::kF16;
-  bool selects_pages = false;  // the planner writes lists of pages behind the tables
 };
 
 /// A queued step and, once it was read, its results.

@@ -7,6 +7,20 @@ namespace polar::model {
 using backend::Batch;
 using backend::KvView;
 
+backend::AttentionArgs LayerContext::attention() const {
+  backend::AttentionArgs args;
+  args.batch = &batch;
+  args.kv = kv;
+  args.layer = layer;
+  args.heads = config.heads;
+  args.window = config.sliding_window[layer];
+  args.scale = config.attention_scale();
+  args.plan = &plan;
+  args.query = query;
+  args.output = output;
+  return args;
+}
+
 void DensePlanner::plan(const LayerContext& context) {
   backend::PlanArgs args;
   args.batch = &context.batch;
@@ -147,21 +161,12 @@ void Decoder::attention_half(int layer, const Batch& batch, const KvView& kv, Pl
   qkv.scratch = view(qkv_scratch_, batch.rows, config.query_width() + 2 * config.kv_width());
   ops.qkv(qkv);
 
-  const backend::ReadPlan plan{units_.as<backend::PageRanges>(), read_.as<backend::ReadCount>()};
-  if (batch.planned_rows() > 0)
-    planner.plan({device_, config, layer, batch, kv, normed, query, output, plan});
-
-  backend::AttentionArgs attention;
-  attention.batch = &batch;
-  attention.kv = kv;
-  attention.layer = layer;
-  attention.heads = config.heads;
-  attention.window = config.sliding_window[layer];
-  attention.scale = config.attention_scale();
-  attention.plan = &plan;
-  attention.query = query;
-  attention.output = output;
-  ops.attention(attention);
+  const LayerContext context{
+      device_, config, layer,
+      batch,   kv,     normed,
+      query,   output, {units_.as<backend::PageRanges>(), read_.as<backend::ReadCount>()}};
+  if (batch.planned_rows() > 0) planner.plan(context);
+  ops.attention(context.attention());
 
   const Tensor delta = view(delta_, batch.rows, config.hidden);
   ops.linear({output, w.output.get(), w.output_bias, delta});

@@ -22,6 +22,9 @@ struct LayerContext {
   Tensor query;            // [rows][heads][head_dim]
   Tensor output;           // [rows][heads][head_dim]: scratch until attention writes it
   backend::ReadPlan plan;  // to be filled for the planned rows
+
+  /// The layer's attention over this plan, into `output`. Valid as long as the context is.
+  backend::AttentionArgs attention() const;
 };
 
 /// What a neuron planner sees of a layer, before its MLP runs.

@@ -1,5 +1,7 @@
 #include "model/profile_planner.h"
 
+#include <algorithm>
+
 namespace polar::model {
 
 Result<std::unique_ptr<ProfilePlanner>> ProfilePlanner::create(
@@ -8,7 +10,6 @@ Result<std::unique_ptr<ProfilePlanner>> ProfilePlanner::create(
   std::unique_ptr<ProfilePlanner> planner(new ProfilePlanner);
   planner->points_ = static_cast<int>(profile.points.size());
   planner->kv_heads_ = profile.kv_heads;
-  planner->selects_pages_ = profile.selects_pages();
   for (int layer = 0; layer < profile.layers; ++layer)
     planner->layer_selects_.push_back(profile.selects_pages(layer));
   std::vector<backend::UnitBudget> budgets;
@@ -29,6 +30,10 @@ Result<std::unique_ptr<ProfilePlanner>> ProfilePlanner::create(
   planner->routers_ = std::move(routers);
   if (planner->routers_ != nullptr) POLAR_RETURN_IF_ERROR(planner->prepare_routers(device));
   return planner;
+}
+
+bool ProfilePlanner::selects_pages() const {
+  return std::find(layer_selects_.begin(), layer_selects_.end(), 1) != layer_selects_.end();
 }
 
 Status ProfilePlanner::prepare_routers(backend::Device& device) {

@@ -15,7 +15,7 @@ class ProfilePlanner : public Planner {
       backend::Device& device, const sparsity::Profile& profile,
       std::shared_ptr<const sparsity::Routers> routers = nullptr);
   void plan(const LayerContext& context) override;
-  bool selects_pages() const override { return selects_pages_; }
+  bool selects_pages() const override;
   int points() const override { return points_; }
 
  private:
@@ -24,7 +24,6 @@ class ProfilePlanner : public Planner {
 
   int points_ = 0;
   int kv_heads_ = 0;
-  bool selects_pages_ = false;
   std::vector<char> layer_selects_;                               // [layers]
   backend::Buffer budgets_;                                       // [layers][points][kv_heads]
   backend::Buffer limits_;                                        // [points]

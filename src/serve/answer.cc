@@ -61,7 +61,6 @@ void CompletionAnswer::add_choice(std::shared_ptr<engine::Generation> generation
     if (request_.request.logprobs >= 0) choice.echo_tokens = tokens;
   }
   choices_.push_back(std::move(choice));
-  first_.push_back(arrived_);
   last_.push_back(arrived_);
   ++open_;
 }
@@ -96,10 +95,8 @@ bool CompletionAnswer::pump() {
 void CompletionAnswer::count(Choice& choice, size_t tokens) {
   if (tokens == 0) return;
   const auto now = Clock::now();
-  const auto index = static_cast<size_t>(&choice - choices_.data());
-  auto& last = last_[index];
+  auto& last = last_[static_cast<size_t>(&choice - choices_.data())];
   if (choice.completion_tokens == 0) {
-    first_[index] = now;
     metrics_.first_token.add(seconds(now - arrived_));
     --tokens;
   }
@@ -236,7 +233,7 @@ ordered_json CompletionAnswer::usage() const {
     completion += choice.completion_tokens;
     read += choice.usage.kv_bytes_read;
     dense += choice.usage.kv_bytes_dense;
-    decode = std::max(decode, seconds(last_[i] - first_[i]));
+    decode = std::max(decode, choice.usage.decode_seconds);
   }
   return {{"prompt_tokens", prompt},
           {"completion_tokens", completion},

@@ -84,7 +84,7 @@ class CompletionAnswer {
   bool over_ = false;
   int64_t created_;
   Clock::time_point arrived_ = Clock::now();
-  std::vector<Clock::time_point> first_, last_;  // of each choice: its first and newest token
+  std::vector<Clock::time_point> last_;  // of each choice: its newest token
 };
 
 }  // namespace polar::serve

@@ -19,14 +19,7 @@ class PageTest : public ServeTest {
     profile.points[1].quality = {0.01, 1.0075, 0.002, 0, 0.5, "a text"};
     profile.context_max = 512;
     model_->profile = profile;
-    engine::EngineOptions options;
-    options.kv_dtype = DType::kF32;
-    options.kv_bytes = 8 << 20;
-    options.max_batch = 8;
-    options.max_length = 2048;
-    auto engine = model_->make_engine(options);
-    ASSERT_TRUE(engine.ok()) << engine.error().message;
-    engine_ = std::move(*engine);
+    make_engine();
   }
   static ordered_json question(const std::string& point, int tokens) {
     ordered_json prompt = ordered_json::array();

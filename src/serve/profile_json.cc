@@ -8,11 +8,6 @@ namespace {
 
 using nlohmann::ordered_json;
 
-const char* kind_name(backend::ReadKind kind) {
-  static constexpr const char* kNames[] = {"none", "window", "pages", "full", "routed"};
-  return kNames[static_cast<int>(kind)];
-}
-
 /// What was not measured is null, never a number that looks measured.
 ordered_json measured(double value) {
   return value > 0 ? ordered_json(value) : ordered_json();
@@ -23,7 +18,8 @@ ordered_json point_json(const sparsity::OperatingPoint& point, int layers, int k
   for (int layer = 0; layer < layers; ++layer) {
     ordered_json row = ordered_json::array();
     for (int head = 0; head < kv_heads; ++head)
-      row.push_back(kind_name(point.budgets[static_cast<size_t>(layer) * kv_heads + head].kind));
+      row.push_back(
+          sparsity::kind_name(point.budgets[static_cast<size_t>(layer) * kv_heads + head].kind));
     table.push_back(std::move(row));
   }
   const sparsity::Quality& quality = point.quality;

@@ -12,29 +12,13 @@
 #include <nlohmann/json.hpp>
 #include <thread>
 
+#include "model/small_config.h"
 #include "serve/service.h"
 
 namespace polar::serve {
 using nlohmann::ordered_json;
 
 inline const std::string kTokenizer = std::string(POLAR_GOLDEN_DIR) + "/text/gpt2.tokenizer.json";
-
-inline model::ModelConfig small_config(int vocabulary) {
-  model::ModelConfig config;
-  config.architecture = "llama";
-  config.layers = 2;
-  config.hidden = 48;
-  config.heads = 4;
-  config.kv_heads = 2;
-  config.head_dim = 16;
-  config.ffn = 80;
-  config.vocabulary = vocabulary;
-  config.embedding = 48;
-  config.max_positions = 4096;
-  config.rope.dim = 16;
-  config.sliding_window = {0, 0};
-  return config;
-}
 
 struct Reply {
   int status = 0;
@@ -98,12 +82,15 @@ class ServeTest : public ::testing::Test {
     ASSERT_TRUE(tokenizer.ok()) << tokenizer.error().message;
     auto device = backend::make_cpu_device({1});
     ASSERT_TRUE(device.ok());
-    auto weights =
-        model::dummy_weights(**device, small_config(tokenizer->vocab_size()), DType::kF32, 7);
+    auto weights = model::dummy_weights(
+        **device, model::small_config({0, 0}, tokenizer->vocab_size(), 4096), DType::kF32, 7);
     ASSERT_TRUE(weights.ok()) << weights.error().message;
     model_.reset(new engine::LoadedModel{
         std::move(*device), nullptr, std::make_unique<model::Weights>(std::move(*weights)),
         std::move(*tokenizer), std::nullopt, engine::SamplingParams{}, std::nullopt});
+    make_engine();
+  }
+  void make_engine() {
     engine::EngineOptions options;
     options.kv_dtype = DType::kF32;
     options.kv_bytes = 8 << 20;

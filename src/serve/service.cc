@@ -1,14 +1,14 @@
 #include "serve/service.h"
 
-#include "serve/profile_json.h"
-#include "serve/web.h"
-
 #include <fmt/format.h>
 
 #include <chrono>
 #include <ctime>
 #include <nlohmann/json.hpp>
 #include <random>
+
+#include "serve/profile_json.h"
+#include "serve/web.h"
 
 namespace polar::serve {
 

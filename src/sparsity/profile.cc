@@ -13,6 +13,11 @@ int Profile::find(const std::string& name) const {
   return found == points.end() ? -1 : static_cast<int>(found - points.begin());
 }
 
+const char* kind_name(ReadKind kind) {
+  static constexpr const char* kNames[] = {"none", "window", "pages", "full", "routed"};
+  return kNames[static_cast<int>(kind)];
+}
+
 Result<int> find_point(const Profile& profile, const std::string& directory,
                        const std::string& name) {
   if (name.empty()) return profile.points.size() > 1 ? 1 : 0;
@@ -29,13 +34,6 @@ bool Profile::selects_pages(int layer) const {
       const ReadKind kind = budget.kind == ReadKind::kRouted ? budget.fallback : budget.kind;
       if (kind == ReadKind::kPages) return true;
     }
-  }
-  return false;
-}
-
-bool Profile::selects_pages() const {
-  for (int layer = 0; layer < layers; ++layer) {
-    if (selects_pages(layer)) return true;
   }
   return false;
 }

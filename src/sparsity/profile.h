@@ -43,8 +43,7 @@ struct Profile {
   /// kv_heads]: on plain text, and on retrieval prompts. Empty: not measured.
   std::vector<double> text_importance, retrieval_importance;
 
-  /// Whether some unit of some point chooses among its pages.
-  bool selects_pages() const;
+  /// Whether some unit of a layer chooses among its pages, at some point.
   bool selects_pages(int layer) const;
 
   /// Index of a point by name, or -1.
@@ -65,6 +64,9 @@ Result<Profile> read_profile(const std::string& directory);
 
 /// Writes DIR/profile.json (and makes DIR), whole or not at all.
 Status write_profile(const std::string& directory, const Profile& profile);
+
+/// "none", "window", "pages", "full" or "routed".
+const char* kind_name(backend::ReadKind kind);
 
 /// Index of a profile's point by name. Without a name: the first point after dense, or dense.
 /// Errors: a name that the profile does not have.

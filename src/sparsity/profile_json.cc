@@ -4,8 +4,10 @@
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
+#include <span>
 #include <sstream>
 
+#include "io/atomic_file.h"
 #include "sparsity/profile.h"
 
 namespace polar::sparsity {
@@ -19,11 +21,10 @@ namespace {
 constexpr int kVersion = 1;
 constexpr int kMostLayers = 4096;
 constexpr int kMostHeads = 4096;
-constexpr const char* kKindNames[] = {"none", "window", "pages", "full", "routed"};
 
 std::string budget_text(const UnitBudget& budget) {
   if (budget.kind == ReadKind::kPages) return "pages:" + std::to_string(budget.pages_per_mille);
-  return kKindNames[static_cast<int>(budget.kind)];
+  return kind_name(budget.kind);
 }
 
 ordered_json point_json(const OperatingPoint& point, int layers, int kv_heads) {
@@ -113,7 +114,7 @@ Result<UnitBudget> read_budget(const Reader& reader, const std::string& key,
   }
   for (const ReadKind kind :
        {ReadKind::kNone, ReadKind::kWindow, ReadKind::kFull, ReadKind::kRouted}) {
-    if (text != kKindNames[static_cast<int>(kind)]) continue;
+    if (text != kind_name(kind)) continue;
     budget.kind = kind;
     return budget;
   }
@@ -243,7 +244,6 @@ Status write_profile(const std::string& directory, const Profile& profile) {
   std::error_code error;
   std::filesystem::create_directories(directory, error);
   const std::string path = (std::filesystem::path(directory) / "profile.json").string();
-  const std::string part = path + ".part";
   ordered_json json = {{"version", kVersion},
                        {"model", profile.fingerprint},
                        {"layers", profile.layers},
@@ -259,11 +259,9 @@ Status write_profile(const std::string& directory, const Profile& profile) {
     if (!profile.retrieval_importance.empty())
       json["importance"]["retrieval"] = table_json(profile.retrieval_importance, profile.kv_heads);
   }
-  std::ofstream out(part, std::ios::binary);
-  out << json.dump(1) << "\n";
-  out.close();
-  if (out.good()) std::filesystem::rename(part, path, error);
-  if (!out.good() || error)
+  const std::string text = json.dump(1) + "\n";
+  const auto bytes = std::as_bytes(std::span(text));
+  if (!io::write_file_atomically(path, {&bytes, 1}).ok())
     return bad_input(path, "file", "a folder that cannot be written", "a writable folder");
   return {};
 }

@@ -152,8 +152,7 @@ class Calibrator {
   std::vector<Family> families() const {
     std::vector<Family> families;
     for (const Tiers& tiers : {kHalves, kTenthFull, kFullAboveWindows, kAboveWindows, kEqualPages})
-      families.push_back(
-          pages_family(ranked_, tiers, tiers.lower_factor > 0 || tiers.upper == 1 ? 4 : 8));
+      families.push_back(pages_family(ranked_, tiers));
     for (const int recent : {8, 32}) {
       if (recent * backend::kPageTokens * 2 <= options_.context)
         families.push_back(static_family(ranked_, recent));
@@ -162,10 +161,10 @@ class Calibrator {
   }
 
   double expected(const OperatingPoint& point) const {
-    const double mean_share = 2.0 * weights_.config.head_dim /
-                              (2.0 * backend::kPageTokens * weights_.config.head_dim *
-                               (options_.kv_dtype == DType::kF32 ? 4 : 2));
-    return expected_density(point, prompt(), options_.context, mean_share);
+    backend::KvView kv;
+    kv.dtype = options_.kv_dtype;
+    kv.head_dim = weights_.config.head_dim;
+    return expected_density(point, prompt(), options_.context, kv.bytes({0, 1}) / kv.bytes({1, 0}));
   }
 
   Result<std::vector<double>> importance(const std::string& kind,

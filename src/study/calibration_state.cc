@@ -2,7 +2,10 @@
 
 #include <filesystem>
 #include <fstream>
+#include <span>
 #include <sstream>
+
+#include "io/atomic_file.h"
 
 namespace polar::study {
 
@@ -41,13 +44,9 @@ const ordered_json* CalibrationState::find(const std::string& key) const {
 
 Status CalibrationState::put(const std::string& key, ordered_json value) {
   json_["measured"][key] = std::move(value);
-  const std::string part = path_ + ".part";
-  std::ofstream out(part, std::ios::binary);
-  out << json_.dump() << "\n";
-  out.close();
-  std::error_code error;
-  if (out.good()) std::filesystem::rename(part, path_, error);
-  if (!out.good() || error)
+  const std::string text = json_.dump() + "\n";
+  const auto bytes = std::as_bytes(std::span(text));
+  if (!io::write_file_atomically(path_, {&bytes, 1}).ok())
     return bad_input(path_, "file", "a disk that takes no more", "a writable folder");
   return {};
 }

@@ -64,7 +64,7 @@ Family static_family(const std::vector<int>& ranked, int recent_pages) {
   return family;
 }
 
-Family pages_family(const std::vector<int>& ranked, const Tiers& tiers, int recent_pages) {
+Family pages_family(const std::vector<int>& ranked, const Tiers& tiers) {
   Family family{tiers.name, {}};
   const auto units = static_cast<int>(ranked.size());
   for (const int share :
@@ -80,7 +80,7 @@ Family pages_family(const std::vector<int>& ranked, const Tiers& tiers, int rece
       budget.pages_per_mille = static_cast<uint16_t>(per_mille);
     }
     family.points.push_back(point_of(family.name + " " + std::to_string(share) + " per mille",
-                                     recent_pages, std::move(budgets)));
+                                     tiers.recent, std::move(budgets)));
   }
   return family;
 }
@@ -89,22 +89,19 @@ double expected_density(const OperatingPoint& point, int prompt, int context, do
   double read = 0, dense = 0;
   for (int position = prompt; position < context; position += backend::kPageTokens) {
     for (const UnitBudget& budget : point.budgets) {
-      const auto ranges = [&]() -> double {
-        const backend::PageRanges full = backend::full_ranges(position, 0, 0);
-        const backend::PageRanges window =
-            backend::window_ranges(position, 0, 0, point.limits.sink, point.limits.recent);
-        if (budget.kind == ReadKind::kNone) return 0;
-        if (budget.kind == ReadKind::kWindow) return window.count + window.tail_count;
-        if (budget.kind != ReadKind::kPages) return full.tail_count;
-        const backend::PageChoice choice =
-            backend::page_choice(position, 0, budget, point.limits, full.tail_count);
-        if (choice.chosen == 0) return window.count + window.tail_count;
-        if (choice.chosen == choice.count) return full.tail_count;
-        return full.tail_count - (choice.count - choice.chosen) + choice.count * mean_share;
-      };
-      read += ranges();
-      dense += position / backend::kPageTokens + 1;
+      const int pages = position / backend::kPageTokens + 1;
+      if (budget.kind != ReadKind::kPages) {
+        const backend::PageRanges ranges =
+            backend::fixed_ranges(budget.kind, position, 0, 0, point.limits);
+        read += ranges.count + ranges.tail_count;
+        continue;
+      }
+      const backend::PageChoice choice =
+          backend::page_choice(position, 0, budget, point.limits, pages);
+      const bool scored = choice.chosen > 0 && choice.chosen < choice.count;
+      read += pages - (choice.count - choice.chosen) + (scored ? choice.count * mean_share : 0);
     }
+    dense += static_cast<double>(point.budgets.size()) * (position / backend::kPageTokens + 1);
   }
   return read / dense;
 }

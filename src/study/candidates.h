@@ -34,15 +34,16 @@ struct Tiers {
   double upper = 1;
   double upper_factor = 1;
   double lower_factor = 0;
+  int recent = 4;  // newest full pages that every unit reads
 };
 inline constexpr Tiers kEqualPages = {"pages"};
 inline constexpr Tiers kHalves = {"pages, halves", 0, 0.5, 1.5, 0.5};
 inline constexpr Tiers kTenthFull = {"pages, a tenth full", 0.1};
-inline constexpr Tiers kAboveWindows = {"pages above windows", 0, 0.5};
-inline constexpr Tiers kFullAboveWindows = {"full and pages above windows", 0.1, 0.5};
+inline constexpr Tiers kAboveWindows = {"pages above windows", 0, 0.5, 1, 0, 8};
+inline constexpr Tiers kFullAboveWindows = {"full and pages above windows", 0.1, 0.5, 1, 0, 8};
 
 /// pages: units choose among their pages; the knob is their share.
-Family pages_family(const std::vector<int>& ranked, const Tiers& tiers, int recent_pages);
+Family pages_family(const std::vector<int>& ranked, const Tiers& tiers);
 
 /// The share of KV bytes that a point reads in decode steps from `prompt` to `context` tokens, mean
 /// keys included, before it is measured: no model runs. `mean_share`: bytes of a mean key / of a

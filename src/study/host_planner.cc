@@ -5,7 +5,7 @@
 #include <numeric>
 
 #include "backend/ranges.h"
-#include "study/neurons.h"
+#include "study/device_values.h"
 
 namespace polar::study {
 
@@ -95,17 +95,7 @@ std::vector<float> OraclePlanner::attend(const LayerContext& context, bool fall_
     std::fill_n(units.begin() + static_cast<ptrdiff_t>(row) * heads, heads, ranges);
   }
   write(context, units);
-  backend::AttentionArgs args;
-  args.batch = &context.batch;
-  args.kv = context.kv;
-  args.layer = context.layer;
-  args.heads = context.config.heads;
-  args.window = context.config.sliding_window[context.layer];
-  args.scale = context.config.attention_scale();
-  args.plan = &context.plan;
-  args.query = context.query;
-  args.output = context.output;
-  context.device.ops().attention(args);
+  context.device.ops().attention(context.attention());
   std::vector<float> all = download_values(context.device, context.output);
   all.erase(all.begin(), all.begin() + static_cast<ptrdiff_t>(context.batch.prefill_rows) *
                                            context.config.query_width());

@@ -151,13 +151,12 @@ Result<std::unique_ptr<Retrieval>> Retrieval::create(backend::Device& device,
     made->decoder_->forward(made->cache_->pack({&chunk, 1}, {}), made->cache_->kv(),
                             made->dense_planner_, nullptr);
   }
-  made->dense_ = made->answer(made->dense_planner_, made->dense_answered_);
+  made->dense_ = made->answer(made->dense_planner_);
   return made;
 }
 
-Retrieval::Answers Retrieval::answer(model::Planner& planner, std::vector<char>& answered) {
+Retrieval::Answers Retrieval::answer(model::Planner& planner) {
   Answers all;
-  answered.assign(needles_.size(), 0);
   const int vocabulary = weights_.config.vocabulary;
   for (size_t i = 0; i < needles_.size(); ++i) {
     const Passage& passage = needles_[i].passage;
@@ -170,7 +169,6 @@ Retrieval::Answers Retrieval::answer(model::Planner& planner, std::vector<char>&
     std::vector<float> host(logit_rows.size() * static_cast<size_t>(vocabulary));
     device_.download(host.data(), logits, host.size() * sizeof(float));
     const Answer answer = judge(host, passage, vocabulary);
-    answered[i] = answer.correct;
     all.correct += answer.correct ? 1 : 0;
     all.log_probability += answer.log_probability / static_cast<double>(needles_.size());
   }
@@ -183,7 +181,7 @@ NeedleResult Retrieval::ask(model::Planner* planner) {
   result.dense_correct = dense_.correct;
   result.dense_log_probability = dense_.log_probability;
   if (planner == nullptr) return result;
-  const Answers sparse = answer(*planner, answered_);
+  const Answers sparse = answer(*planner);
   result.sparse_correct = sparse.correct;
   result.sparse_log_probability = sparse.log_probability;
   return result;

@@ -53,11 +53,6 @@ class Retrieval {
   /// The dense answers beside those with `planner` (null: dense alone).
   NeedleResult ask(model::Planner* planner);
 
-  const std::vector<Needle>& needles() const { return needles_; }
-  /// Whether the last ask answered prompt i.
-  bool answered(int i) const { return answered_[i]; }
-  bool dense_answered(int i) const { return dense_answered_[i]; }
-
  private:
   struct Answers {
     int correct = 0;
@@ -65,7 +60,7 @@ class Retrieval {
   };
   Retrieval(backend::Device& device, const model::Weights& weights, std::vector<Needle> needles)
       : device_(device), weights_(weights), needles_(std::move(needles)) {}
-  Answers answer(model::Planner& planner, std::vector<char>& answered);
+  Answers answer(model::Planner& planner);
 
   backend::Device& device_;
   const model::Weights& weights_;
@@ -74,7 +69,6 @@ class Retrieval {
   std::unique_ptr<SequenceCache> cache_;
   model::DensePlanner dense_planner_;
   Answers dense_;
-  std::vector<char> answered_, dense_answered_;  // [needle]
 };
 
 }  // namespace polar::study

@@ -53,7 +53,4 @@ std::vector<int32_t> active_union(std::span<const float> activations, int ffn);
 backend::NeuronSet upload_neurons(backend::Device& device, std::vector<int32_t> index,
                                   backend::Buffer& buffer);
 
-/// Downloads an activation tensor as f32.
-std::vector<float> download_values(backend::Device& device, const Tensor& tensor);
-
 }  // namespace polar::study

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 #include "model/profile_planner.h"
 #include "study/host_planner.h"
@@ -50,14 +51,11 @@ sparsity::Profile two_points(const Policy& policy, const model::ModelConfig& con
   sparsity::OperatingPoint point = profile.points[0];
   point.name = policy_name(policy.kind);
   point.limits = {policy.sink, policy.recent, policy.kept(config.kv_heads)};
+  backend::UnitBudget budget = fallback_budget(policy);
+  if (policy.kind == PolicyKind::kRouted)
+    budget.fallback = std::exchange(budget.kind, backend::ReadKind::kRouted);
   for (size_t unit = 0; unit < point.budgets.size(); ++unit) {
-    if (!policy.is_dense(static_cast<int>(unit) / config.kv_heads))
-      point.budgets[unit] = fallback_budget(policy);
-    if (policy.kind == PolicyKind::kRouted &&
-        !policy.is_dense(static_cast<int>(unit) / config.kv_heads)) {
-      point.budgets[unit].fallback = point.budgets[unit].kind;
-      point.budgets[unit].kind = backend::ReadKind::kRouted;
-    }
+    if (!policy.is_dense(static_cast<int>(unit) / config.kv_heads)) point.budgets[unit] = budget;
   }
   for (const int unit : full) point.budgets[unit] = {};
   profile.points.push_back(std::move(point));
@@ -117,9 +115,13 @@ Result<std::unique_ptr<model::Planner>> make_planner(const Policy& policy, backe
     case PolicyKind::kDense:
       return std::unique_ptr<model::Planner>(new model::DensePlanner);
     case PolicyKind::kWindow:
+      return point_planner(device,
+                           sparsity::window_profile(config.layers, config.kv_heads, policy.sink,
+                                                    policy.recent, policy.dense_layers),
+                           1);
     case PolicyKind::kPages: {
       Policy all = policy;
-      all.fallback = policy.kind == PolicyKind::kWindow ? Fallback::kWindow : Fallback::kPages;
+      all.fallback = Fallback::kPages;
       return point_planner(device, two_points(all, config, {}), 1);
     }
     case PolicyKind::kStatic:

@@ -5,7 +5,7 @@
 #include <numeric>
 #include <random>
 
-#include "study/neurons.h"
+#include "study/device_values.h"
 #include "study/router_training.h"
 #include "study/sequence_cache.h"
 
@@ -35,17 +35,7 @@ class Recorder : public model::DensePlanner {
   void plan(const model::LayerContext& context) override {
     DensePlanner::plan(context);
     if (held_out) return;
-    backend::AttentionArgs args;
-    args.batch = &context.batch;
-    args.kv = context.kv;
-    args.layer = context.layer;
-    args.heads = context.config.heads;
-    args.window = context.config.sliding_window[context.layer];
-    args.scale = context.config.attention_scale();
-    args.plan = &context.plan;
-    args.query = context.query;
-    args.output = context.output;
-    context.device.ops().attention(args);
+    context.device.ops().attention(context.attention());
     LayerStates& layer = layers_[context.layer];
     const std::vector<float> x = download_values(context.device, context.normed);
     layer.attention_in.insert(layer.attention_in.end(), x.begin(), x.end());

@@ -11,21 +11,17 @@ import subprocess
 import sys
 import tempfile
 
+from expect import expect, finish
+
 polar, golden = sys.argv[1], pathlib.Path(sys.argv[2])
-failures = 0
-count = 0
 
 
 def refuse(arguments, *wanted):
-    global failures, count
-    count += 1
     run = subprocess.run([polar, *map(str, arguments)], capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
     lines = run.stderr.splitlines()
     good = (run.returncode == 2 and len(lines) == 1 and lines[0].startswith("polar: error: ") and run.stdout == ""
             and all(word in lines[0] for word in wanted))
-    if not good:
-        failures += 1
-        print(f"FAILED: polar {arguments}: wanted {wanted}, got exit {run.returncode}: {run.stderr[:500]!r}")
+    expect(good, f"polar {arguments}: wanted {wanted}, got exit {run.returncode}: {run.stderr[:500]!r}")
 
 
 def model(name):
@@ -87,5 +83,4 @@ with tempfile.TemporaryDirectory() as scratch:
     refuse(["bench", "--no-such-flag"], "no-such-flag")
     refuse(["no-such-command"])
 
-print(f"{count - failures} passed, {failures} failed")
-sys.exit(failures > 0)
+finish()

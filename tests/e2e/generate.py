@@ -10,19 +10,10 @@ import subprocess
 import sys
 import tempfile
 
+from expect import expect, finish
 from tiny_model import make_model
 
 polar, golden = sys.argv[1], pathlib.Path(sys.argv[2])
-failures = 0
-count = 0
-
-
-def expect(condition, what):
-    global failures, count
-    count += 1
-    if not condition:
-        failures += 1
-        print("FAILED:", what)
 
 
 def run(*arguments, text=None):
@@ -132,5 +123,4 @@ with tempfile.TemporaryDirectory() as name:
     long = run("run", model, "x" * 100000, *common)
     expect(long.returncode == 2 and len(long.stderr.splitlines()) == 1, f"a prompt that is too long: {long.stderr!r}")
 
-print(f"{count - failures} passed, {failures} failed")
-sys.exit(failures > 0)
+finish()

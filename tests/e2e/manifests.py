@@ -10,6 +10,8 @@ import re
 import subprocess
 import sys
 
+from expect import all_held, expect, finish
+
 try:
     import yaml
 except ImportError:
@@ -20,14 +22,6 @@ deploy = pathlib.Path(__file__).parents[2] / "deploy"
 told = subprocess.run([sys.argv[1], "serve", "--help"], capture_output=True, text=True, check=True, timeout=60).stdout
 flags = set(re.findall(r"^  (--[a-z-]+)", told, re.MULTILINE))
 port = int(re.search(r"--port .*=(\d+)", told).group(1))
-failures = 0
-
-
-def expect(condition, what):
-    global failures
-    if not condition:
-        failures += 1
-        print("FAILED:", what)
 
 
 class Only(dict):
@@ -109,7 +103,7 @@ for document in documents:
         found[key[1]] = document
 expect(set(found) == {"Deployment", "Service", "InferencePool"}, f"the manifest holds {sorted(found)}")
 
-if failures == 0:
+if all_held():
     spec = found["Deployment"]["spec"]
     pod = spec["template"]
     (container,) = pod["spec"]["containers"]
@@ -135,5 +129,4 @@ container_file = (deploy / "Containerfile").read_text()
 expect(f"EXPOSE {port}\n" in container_file, "the container file exposes the default port")
 expect('ENTRYPOINT ["polar", "serve"]' in container_file, "the container's entry point")
 expect(set(re.findall(r"--[a-z-]+", container_file.split("ENTRYPOINT")[1])) <= flags, "the container's flags")
-print(f"{failures} failed")
-sys.exit(failures > 0)
+finish()

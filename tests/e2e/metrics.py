@@ -9,6 +9,7 @@ import re
 import sys
 import tempfile
 
+from expect import expect, finish
 from server import Server, samples
 from tiny_model import make_model
 
@@ -21,14 +22,6 @@ GAUGES = """vllm:num_requests_running vllm:num_requests_waiting vllm:kv_cache_us
 HISTOGRAMS = """vllm:time_to_first_token_seconds vllm:inter_token_latency_seconds vllm:e2e_request_latency_seconds
     vllm:request_queue_time_seconds vllm:request_prefill_time_seconds vllm:request_decode_time_seconds
     polar:first_token_steps""".split()
-failures = 0
-
-
-def expect(condition, what):
-    global failures
-    if not condition:
-        failures += 1
-        print("FAILED:", what)
 
 
 def check_format(text):
@@ -104,5 +97,4 @@ with tempfile.TemporaryDirectory() as scratch:
         expect(values["polar:kv_bytes_read_total"] > 0 == values["polar:kv_bytes_skipped_total"], "bytes")
         expect(server.terminate() == 0, "exit code")
 
-print(f"{failures} failed")
-sys.exit(failures > 0)
+finish()

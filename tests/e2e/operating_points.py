@@ -11,17 +11,9 @@ import subprocess
 import sys
 import tempfile
 
+from expect import expect, finish
 from server import Server
 from tiny_model import make_model
-
-failures = 0
-
-
-def expect(condition, what):
-    global failures
-    if not condition:
-        failures += 1
-        print("FAILED:", what)
 
 
 def make_profile(folder, config, fingerprint, density):
@@ -75,5 +67,4 @@ with tempfile.TemporaryDirectory() as scratch:
         expect(ask(server, 80, 10)[0]["point"] == "dense", "a point that reads nearly everything does not pay")
         expect(ask(server, 80, 10, "1%")[0]["point"] == "1%", "unless it is asked for by name")
 
-print(f"{failures} failed")
-sys.exit(failures > 0)
+finish()

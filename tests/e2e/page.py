@@ -18,6 +18,9 @@ import tempfile
 import time
 import urllib.request
 
+from expect import expect, finish
+from tiny_model import make_model
+
 try:
     from playwright.sync_api import sync_playwright
 except ImportError:
@@ -26,40 +29,15 @@ except ImportError:
 
 polar, golden = sys.argv[1], pathlib.Path(sys.argv[2])
 pictures = pathlib.Path(sys.argv[3]) if len(sys.argv) > 3 else None
-failures = 0
-count = 0
 
 
-def expect(condition, what):
-    global failures, count
-    count += 1
-    if not condition:
-        failures += 1
-        print("FAILED:", what)
-
-
-def make_model(folder):
-    """The golden model, for longer texts, with a tokenizer of single printable characters and a chat template."""
-    shutil.copytree(golden, folder)
+def make_longer_model(folder):
+    """The small model of the other tests, for longer texts."""
+    make_model(golden, folder)
     config = json.loads((folder / "config.json").read_text())
     config["max_position_embeddings"] = 4096
     config.pop("eos_token_id", None)  # an answer ends where it is told to
     (folder / "config.json").write_text(json.dumps(config))
-    letters = ["Ġ", "Ċ"] + [chr(c) for c in range(ord("!"), ord("~") + 1)]
-    vocabulary = {letter: i for i, letter in enumerate(letters[: config["vocab_size"] - 1])}
-    vocabulary["<s>"] = len(vocabulary)
-    (folder / "tokenizer.json").write_text(json.dumps({
-        "version": "1.0", "truncation": None, "padding": None, "normalizer": None, "post_processor": None,
-        "added_tokens": [{"id": vocabulary["<s>"], "content": "<s>", "single_word": False, "lstrip": False, "rstrip": False,
-                          "normalized": False, "special": True}],
-        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
-        "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
-        "model": {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None, "end_of_word_suffix": None,
-                  "fuse_unk": False, "byte_fallback": False, "ignore_merges": False, "vocab": vocabulary, "merges": []}}))
-    (folder / "tokenizer_config.json").write_text(json.dumps({
-        "bos_token": "<s>",
-        "chat_template": "{{ bos_token }}{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}"
-                         "{% if add_generation_prompt %}[assistant] {% endif %}"}))
     return folder, config["num_hidden_layers"], config["num_key_value_heads"]
 
 
@@ -348,7 +326,7 @@ with tempfile.TemporaryDirectory() as scratch, sync_playwright() as play:
     folder = pathlib.Path(scratch)
     model, profile = os.environ.get("POLAR_PAGE_MODEL"), os.environ.get("POLAR_PAGE_PROFILE")
     if not model:
-        model, layers, kv_heads = make_model(folder / "model")
+        model, layers, kv_heads = make_longer_model(folder / "model")
         profile = make_profile(folder / "profile", layers, kv_heads)
     point = json.loads((pathlib.Path(profile) / "profile.json").read_text())["points"][1]["name"]
     server = Server(model, profile)
@@ -359,5 +337,4 @@ with tempfile.TemporaryDirectory() as scratch, sync_playwright() as play:
         code = server.stop()
     expect(code == 0, f"the server ended with {code}")
     print("answers part at token", at + 1 if at >= 0 else "none")
-print(f"{count - failures} of {count} held")
-sys.exit(1 if failures or count < 30 else 0)
+finish(least=30)

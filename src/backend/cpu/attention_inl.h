@@ -87,10 +87,7 @@ inline void soften(Query& query, const PageSlice* pages, int page_count, float* 
     for (int s = last; s < kSlots; ++s) page[s] = kHidden;
     for (int v = 0; v < kSlotVecs; ++v) top = max(top, load(page + v * kLanes));
   }
-  alignas(64) float lanes[kLanes];
-  store(lanes, top);
-  float highest = lanes[0];
-  for (int i = 1; i < kLanes; ++i) highest = lanes[i] > highest ? lanes[i] : highest;
+  const float highest = reduce_max(top);
   const Vec shift = broadcast(highest);
   Vec sum = zero();
   for (int p = 0; p < page_count; ++p) {

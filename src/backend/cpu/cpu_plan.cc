@@ -11,20 +11,6 @@ namespace polar::backend::cpu {
 
 namespace {
 
-/// Whether a routed unit is among the `routed` of its row with the largest logits (ties: the lower
-/// head).
-bool is_chosen(const UnitBudget* budgets, const float* logits, int kv_heads, int kv_head,
-               int routed) {
-  if (logits == nullptr) return false;
-  int better = 0;
-  for (int other = 0; other < kv_heads; ++other) {
-    if (other == kv_head || budgets[other].kind != ReadKind::kRouted) continue;
-    better +=
-        logits[other] > logits[kv_head] || (logits[other] == logits[kv_head] && other < kv_head);
-  }
-  return better < routed;
-}
-
 /// Writes the indices of the `chosen` largest of `mass` [count] (ties: the lower index), ascending,
 /// to `best`.
 void choose_largest(const float* mass, int count, int chosen, int32_t* best) {
@@ -68,10 +54,9 @@ PageRanges CpuOps::chosen_pages(const PlanArgs& args, int planned, int kv_head, 
   const int capacity = batch.list_capacity / (batch.planned_rows() * kv.kv_heads);
   const PageChoice choice = page_choice(
       position, args.window, args.budgets[point * kv.kv_heads + kv_head], limits, capacity);
-  if (choice.chosen == choice.count) return full_ranges(position, args.window, table_begin);
-  const int32_t tail = choice.first + choice.count;
-  const int32_t tail_count = position / kPageTokens + 1 - tail;
-  if (choice.chosen == 0) return {table_begin, choice.sink, table_begin + tail, tail_count};
+  const int32_t list_begin = batch.list_begin() + unit * capacity;
+  const PageRanges ranges = choice_ranges(choice, position, args.window, table_begin, list_begin);
+  if (choice.chosen == 0 || choice.chosen == choice.count) return ranges;
 
   POLAR_CHECK(kv.means != nullptr && args.query.data != nullptr);
   const int32_t* table = batch.pages + table_begin;
@@ -90,42 +75,26 @@ PageRanges CpuOps::chosen_pages(const PlanArgs& args, int planned, int kv_head, 
                       memory.scores.data(), memory.mass.data()});
   args.plan.read[planned].means += choice.count;
 
-  const int32_t list_begin = batch.list_begin() + unit * capacity;
   int32_t* list = batch.pages + list_begin;
   std::copy_n(table, choice.sink, list);
   int32_t* best = list + choice.sink;
   choose_largest(memory.mass.data(), choice.count, choice.chosen, best);
   for (int i = 0; i < choice.chosen; ++i) best[i] = table[choice.first + best[i]];
-  return {list_begin, choice.sink + choice.chosen, table_begin + tail, tail_count};
+  return ranges;
 }
 
 PageRanges CpuOps::unit_ranges(const PlanArgs& args, int planned, int kv_head, const float* logits,
                                int thread) {
   const Batch& batch = *args.batch;
-  const int row = batch.prefill_rows + planned;
+  const int row = batch.prefill_rows + planned, kv_heads = args.kv.kv_heads;
   const int32_t position = batch.position[row];
   const int32_t table_begin = batch.sequence[row] * batch.table_stride;
   if (args.budgets == nullptr) return full_ranges(position, args.window, table_begin);
-  const int kv_heads = args.kv.kv_heads;
   const PointLimits& limits = args.limits[batch.point[row]];
   const UnitBudget* budgets = args.budgets + static_cast<int64_t>(batch.point[row]) * kv_heads;
-  ReadKind kind = budgets[kv_head].kind;
-  if (kind == ReadKind::kRouted) {
-    const bool chosen = is_chosen(budgets, logits, kv_heads, kv_head, limits.routed);
-    kind = chosen ? ReadKind::kFull : budgets[kv_head].fallback;
-  }
-  switch (kind) {
-    case ReadKind::kNone:
-      return {};
-    case ReadKind::kWindow:
-      return window_ranges(position, args.window, table_begin, limits.sink, limits.recent);
-    case ReadKind::kPages:
-      return chosen_pages(args, planned, kv_head, thread);
-    case ReadKind::kFull:
-    case ReadKind::kRouted:  // not a fallback
-      break;
-  }
-  return full_ranges(position, args.window, table_begin);
+  const ReadKind kind = resolved_kind(budgets, limits, logits, kv_heads, kv_head);
+  if (kind == ReadKind::kPages) return chosen_pages(args, planned, kv_head, thread);
+  return fixed_ranges(kind, position, args.window, table_begin, limits);
 }
 
 void CpuOps::plan(const PlanArgs& args) {
@@ -140,7 +109,7 @@ void CpuOps::plan(const PlanArgs& args) {
     logits = router_.data();
   }
   // Plans without a choice of pages cost less than waking the other threads.
-  const int rows_per_claim = args.kv.means != nullptr && args.budgets != nullptr ? 1 : planned_rows;
+  const int rows_per_claim = args.query.data != nullptr ? 1 : planned_rows;
   pool_.parallel_for(planned_rows, rows_per_claim, [&](int64_t begin, int64_t end, int thread) {
     for (int64_t planned = begin; planned < end; ++planned) {
       for (int head = 0; head < kv_heads; ++head) {

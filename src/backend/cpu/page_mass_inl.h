@@ -34,11 +34,7 @@ inline void add_softmax(float* scores, int count, int64_t padded, float* mass) {
   for (int64_t i = count; i < padded; ++i) scores[i] = -3.0e38f;
   Vec top = load(scores);
   for (int64_t i = kLanes; i < padded; i += kLanes) top = max(top, load(scores + i));
-  alignas(64) float lanes[kLanes];
-  store(lanes, top);
-  float highest = lanes[0];
-  for (int i = 1; i < kLanes; ++i) highest = lanes[i] > highest ? lanes[i] : highest;
-  const Vec shift = broadcast(highest);
+  const Vec shift = broadcast(reduce_max(top));
   Vec sum = zero();
   for (int64_t i = 0; i < padded; i += kLanes) {
     const Vec weight = exp(sub(load(scores + i), shift));

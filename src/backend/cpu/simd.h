@@ -277,3 +277,11 @@ inline Vec exp(Vec x) {
   p = fma(mul(r, r), p, add(r, broadcast(1.0f)));
   return mul(p, pow2(n));
 }
+
+inline float reduce_max(Vec v) {
+  alignas(64) float lanes[kLanes];
+  store(lanes, v);
+  float highest = lanes[0];
+  for (int i = 1; i < kLanes; ++i) highest = lanes[i] > highest ? lanes[i] : highest;
+  return highest;
+}

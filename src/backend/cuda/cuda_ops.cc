@@ -12,6 +12,9 @@ namespace polar::backend::cuda {
 namespace {
 
 constexpr size_t kPartialBytes = CublasProducts::kWorkspaceBytes;
+constexpr int kSkinnyRows = 16;  // more rows than that: the library's kernels are as good
+
+/// Rows [first, first + rows) of a batch, whose filled pages' means are wanted.
 PageMeans page_means(const Batch& batch, const KvView& kv, int layer, int first, int rows) {
   PageMeans means;
   means.position = batch.position + first;
@@ -27,9 +30,15 @@ PageMeans page_means(const Batch& batch, const KvView& kv, int layer, int first,
   return means;
 }
 
-constexpr int kSkinnyRows = 16;  // more rows than that: the library's kernels are as good
-
 }  // namespace
+
+void* CudaOps::Grown::at_least(CudaDevice& device, size_t wanted) {
+  if (wanted > bytes) {
+    data = device.own(wanted);
+    bytes = wanted;
+  }
+  return data;
+}
 
 CudaOps::CudaOps(CudaDevice& device) : device_(device) {
   workspace_ = device.own(kPartialBytes);
@@ -153,16 +162,12 @@ void CudaOps::embed(const EmbedArgs& args) {
     launch.position_offset = args.position_offset;
     launch_embed(launch, device_.stream());
   } else {
-    const size_t bytes = static_cast<size_t>(batch.rows) * width * 2;
-    if (bytes > embedded_bytes_) {
-      embedded_ = device_.own(bytes);
-      embedded_bytes_ = bytes;
-    }
-    launch.out = embedded_;
+    void* embedded = embedded_.at_least(device_, static_cast<size_t>(batch.rows) * width * 2);
+    launch.out = embedded;
     launch_embed(launch, device_.stream());
     const int64_t hidden = args.hidden.shape[1];
-    product(embedded_, width, batch.rows, *args.projection, nullptr, false, args.hidden.data,
-            hidden, false);
+    product(embedded, width, batch.rows, *args.projection, nullptr, false, args.hidden.data, hidden,
+            false);
     if (positions != nullptr)
       launch_add_positions(batch.position, batch.rows, static_cast<int>(hidden), positions,
                            args.position_offset, args.hidden.data, device_.stream());
@@ -243,24 +248,19 @@ const float* CudaOps::router_logits(const PlanArgs& args) {
   const Batch& batch = *args.batch;
   const int rows = batch.planned_rows();
   const int64_t width = args.x.shape[1], kv_heads = args.kv.kv_heads;
-  if (static_cast<size_t>(rows * kv_heads) * sizeof(float) > logits_bytes_) {
-    logits_bytes_ = static_cast<size_t>(rows * kv_heads) * sizeof(float);
-    logits_ = static_cast<float*>(device_.own(logits_bytes_));
-  }
+  auto* logits = static_cast<float*>(
+      router_logits_.at_least(device_, static_cast<size_t>(rows * kv_heads) * sizeof(float)));
   product(args.x.as<std::byte>() + batch.prefill_rows * width * 2, width, rows, *args.router,
-          args.router_bias, false, logits_, kv_heads, true);
-  return logits_;
+          args.router_bias, false, logits, kv_heads, true);
+  return logits;
 }
 
 void CudaOps::choose_pages(const PlanArgs& args, const PlanLaunch& plan, bool writes_means) {
   const Batch& batch = *args.batch;
   const int first = batch.prefill_rows, units = plan.rows * plan.kv_heads,
             group = args.heads / plan.kv_heads;
-  const size_t bytes = page_scores_bytes(units, group, batch.table_stride);
-  if (bytes > page_scores_bytes_) {
-    page_scores_bytes_ = bytes;
-    page_scores_ = static_cast<float*>(device_.own(bytes));
-  }
+  auto* scores = static_cast<float*>(
+      page_scores_.at_least(device_, page_scores_bytes(units, group, batch.table_stride)));
   if (selection_arrivals_ == nullptr)
     selection_arrivals_ = static_cast<int32_t*>(device_.own(sizeof(int32_t)));
   PageSelection selection;
@@ -270,7 +270,7 @@ void CudaOps::choose_pages(const PlanArgs& args, const PlanLaunch& plan, bool wr
       args.query.as<std::byte>() + static_cast<size_t>(first) * args.heads * args.kv.head_dim * 2;
   selection.group = group;
   selection.scale = args.scale;
-  selection.scores = page_scores_;
+  selection.scores = scores;
   selection.pages = batch.pages;
   selection.list_begin = batch.list_begin();
   selection.list_capacity = batch.list_capacity;

@@ -62,6 +62,13 @@ class CudaOps : public Ops {
     bool operator==(const DensePlan&) const = default;
   };
 
+  /// Memory that grows to what was wanted most, and stays where graphs that use it were recorded.
+  struct Grown {
+    void* data = nullptr;
+    size_t bytes = 0;
+    void* at_least(CudaDevice& device, size_t wanted);
+  };
+
   CudaDevice& device_;
   DensePlan dense_plan_;
   CublasProducts cublas_;
@@ -76,13 +83,8 @@ class CudaOps : public Ops {
   void* schedule_ = nullptr;
   int schedule_units_ = 0;
   const PageRanges* scheduled_ = nullptr;  // the plan that the schedule was made from
-  float* logits_ = nullptr;                // of routers
-  size_t logits_bytes_ = 0;
-  float* page_scores_ = nullptr;
-  size_t page_scores_bytes_ = 0;
+  Grown router_logits_, page_scores_, embedded_;
   int32_t* selection_arrivals_ = nullptr;
-  void* embedded_ = nullptr;
-  size_t embedded_bytes_ = 0;
 };
 
 }  // namespace polar::backend::cuda

@@ -114,7 +114,7 @@ __global__ void __launch_bounds__(kScoreWarps * 32)
                           : make_uint2(0, 0);
     }
   }
-  if (resolved_kind(s.plan, row, which, head) != ReadKind::kPages) return;
+  if (unit_kind(s.plan, row, which, head) != ReadKind::kPages) return;
   const PageChoice c = candidates_of(s, row, head);
   if (begin >= c.first + c.count || c.chosen == 0 || c.chosen == c.count) return;
   const int stride = score_stride(s.plan.table_stride);
@@ -290,27 +290,18 @@ __global__ void __launch_bounds__(Threads > 32 ? Threads : kSelectThreads)
   if (unit < units) {
     const int which = unit / s.plan.kv_heads, head = unit % s.plan.kv_heads;
     const PlanRow row = plan_row(s.plan, which);
-    const ReadKind kind = resolved_kind(s.plan, row, which, head);
+    const ReadKind kind = unit_kind(s.plan, row, which, head);
     PageRanges ranges;
     if (kind != ReadKind::kPages) {
-      ranges = ranges_of(kind, row, s.plan.window);
+      ranges = fixed_ranges(kind, row.position, s.plan.window, row.table_begin, row.limits);
     } else {
       const PageChoice c = candidates_of(s, row, head);
-      const int capacity = s.list_capacity / units;
-      if (c.chosen == c.count) {
-        ranges = full_ranges(row.position, s.plan.window, row.table_begin);
-      } else {
-        const int own = row.position / kPageTokens;
-        const int begin = s.list_begin + unit * capacity;
-        const int tail = c.first + c.count;
-        ranges = {begin, c.sink + c.chosen, row.table_begin + tail, own + 1 - tail};
-        if (c.chosen == 0) {
-          ranges.begin = row.table_begin;  // the sink alone, from the table
-        } else {
-          select_pages<Threads, Items>(s, unit, row, c, s.pages + begin);
-          if (threadIdx.x % Threads == 0 && s.plan.read != nullptr)
-            atomicAdd(&s.plan.read[which].means, c.count);
-        }
+      const int begin = s.list_begin + unit * (s.list_capacity / units);
+      ranges = choice_ranges(c, row.position, s.plan.window, row.table_begin, begin);
+      if (c.chosen > 0 && c.chosen < c.count) {
+        select_pages<Threads, Items>(s, unit, row, c, s.pages + begin);
+        if (threadIdx.x % Threads == 0 && s.plan.read != nullptr)
+          atomicAdd(&s.plan.read[which].means, c.count);
       }
     }
     if (threadIdx.x % Threads == 0) s.plan.plan[unit] = ranges;

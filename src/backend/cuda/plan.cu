@@ -18,7 +18,8 @@ __global__ void __launch_bounds__(kThreads) plan_kernel(const PlanLaunch p) {
     for (int unit = threadIdx.x; unit < units; unit += kThreads) {
       const int which = unit / p.kv_heads, head = unit % p.kv_heads;
       const PlanRow row = plan_row(p, which);
-      p.plan[unit] = ranges_of(resolved_kind(p, row, which, head), row, p.window);
+      p.plan[unit] = fixed_ranges(unit_kind(p, row, which, head), row.position, p.window,
+                                  row.table_begin, row.limits);
     }
     __threadfence_block();
     __syncthreads();

@@ -23,36 +23,12 @@ __device__ __forceinline__ PlanRow plan_row(const PlanLaunch& p, int row) {
   return out;
 }
 
-/// Whether a routed unit is among the chosen: fewer than `routed` routed units of its row have a
-/// larger logit (or the same one and a lower head).
-__device__ inline bool routed_chosen(const PlanLaunch& p, const PlanRow& row, int which, int head) {
-  if (p.router == nullptr) return false;
-  const float* logits = p.router + static_cast<int64_t>(which) * p.kv_heads;
-  const float own = logits[head];
-  int better = 0;
-  for (int other = 0; other < p.kv_heads; ++other) {
-    if (other == head || row.budgets[other].kind != ReadKind::kRouted) continue;
-    const float logit = logits[other];
-    better += logit > own || (logit == own && other < head);
-  }
-  return better < row.limits.routed;
-}
-
-/// What a unit reads, once it is known whether a routed one was chosen.
-__device__ inline ReadKind resolved_kind(const PlanLaunch& p, const PlanRow& row, int which,
-                                         int head) {
-  if (row.budgets == nullptr) return ReadKind::kFull;
-  const UnitBudget budget = row.budgets[head];
-  if (budget.kind != ReadKind::kRouted) return budget.kind;
-  return routed_chosen(p, row, which, head) ? ReadKind::kFull : budget.fallback;
-}
-
-/// The ranges of every kind but page selection, which reads all where nothing selects.
-__device__ __forceinline__ PageRanges ranges_of(ReadKind kind, const PlanRow& row, int window) {
-  if (kind == ReadKind::kNone) return {0, 0, 0, 0};
-  if (kind == ReadKind::kWindow)
-    return window_ranges(row.position, window, row.table_begin, row.limits.sink, row.limits.recent);
-  return full_ranges(row.position, window, row.table_begin);
+/// resolved_kind() of one unit of planned row `which`.
+__device__ __forceinline__ ReadKind unit_kind(const PlanLaunch& p, const PlanRow& row, int which,
+                                              int head) {
+  const float* logits =
+      p.router != nullptr ? p.router + static_cast<int64_t>(which) * p.kv_heads : nullptr;
+  return resolved_kind(row.budgets, row.limits, logits, p.kv_heads, head);
 }
 
 /// Exclusive prefix sums over a block of `Threads` of two counts at once; `all` receives the

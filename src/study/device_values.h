@@ -1,0 +1,12 @@
+#pragma once
+
+#include <vector>
+
+#include "backend/device.h"
+
+namespace polar::study {
+
+/// Downloads an activation tensor as f32.
+std::vector<float> download_values(backend::Device& device, const Tensor& tensor);
+
+}  // namespace polar::study
