@@ -35,7 +35,7 @@ def make_longer_model(folder):
     """The small model of the other tests, for longer texts."""
     make_model(golden, folder)
     config = json.loads((folder / "config.json").read_text())
-    config["max_position_embeddings"] = 4096
+    config["max_position_embeddings"] = 32768
     config.pop("eos_token_id", None)  # an answer ends where it is told to
     (folder / "config.json").write_text(json.dumps(config))
     return folder, config["num_hidden_layers"], config["num_key_value_heads"]
@@ -260,7 +260,7 @@ def errors(page, keys, answers):
 def stops(page, keys, answers):
     """Escape ends an answer, and the server its generation."""
     keys.replace("message", "Tell me everything.")
-    page.eval_on_selector("#max-tokens", "(e) => { e.value = 3000; }")
+    page.eval_on_selector("#max-tokens", "(e) => { e.value = 30000; }")
     keys.press("Enter")
     until(page, "(n) => document.querySelectorAll('.assistant').length === n && document.querySelector('.writing .text')?.textContent", answers + 1)
     keys.press("Escape")
