@@ -72,7 +72,7 @@ struct QkvArgs {
 ///
 /// kRouted: of a row's routed units, the PointLimits::routed ones with the largest router logits
 /// are full, the others fall back (ties: the lower head). kPages: a unit's candidates are its full
-/// pages between the sink and the newest; each query head's scores (query . mean key * scale) are
+/// pages between the sink and the newest; each query head's scores (KvView::page_score) are
 /// normalised by a softmax over them and added up over the group, and the best ones are read (ties:
 /// the lower page; page_choice() in ranges.h says how many). The lists are written behind the page
 /// tables, Batch::list_capacity / units entries for each unit.

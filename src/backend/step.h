@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "backend/page_score.h"
 #include "core/dtype.h"
 
 namespace polar::backend {
@@ -41,7 +42,7 @@ struct Batch {
 /// What a planned row has read so far in a step, summed over layers and KV heads.
 struct ReadCount {
   int32_t blocks = 0;  // of KV (KvView::block_bytes each)
-  int32_t means = 0;   // mean keys, to choose pages (KvView::mean_bytes each)
+  int32_t scored = 0;  // indices of pages, to choose among them (KvView::index_bytes each)
 };
 
 /// The paged KV cache: [layer][page][kv_head] blocks, each holding the K and V of kPageTokens
@@ -54,9 +55,11 @@ struct KvView {
   int pages = 0;
   int kv_heads = 0;
   int head_dim = 0;
-  /// The page scores: one mean key of 16-bit values (the backend's own kind) per (layer, page, KV
-  /// head), written once, when the page becomes full. Null where no operating point selects pages.
-  std::byte* means = nullptr;
+  /// What pages are scored by, per (layer, page, KV head), written once, when the page becomes
+  /// full: for kMean 16-bit values of the backend's own kind. Null where no operating point selects
+  /// pages, and for kMass.
+  PageScore page_score = PageScore::kMean;
+  std::byte* index = nullptr;
 
   size_t element_bytes() const { return dtype == DType::kF32 ? 4 : 2; }
   /// Bytes of one half (K or V) of a block.
@@ -68,18 +71,18 @@ struct KvView {
   size_t total_bytes() const { return page_bytes() * pages; }
   double bytes(ReadCount read) const {
     return static_cast<double>(read.blocks) * static_cast<double>(block_bytes()) +
-           static_cast<double>(read.means) * static_cast<double>(mean_bytes());
+           static_cast<double>(read.scored) * static_cast<double>(index_bytes());
   }
-  size_t mean_bytes() const { return static_cast<size_t>(head_dim) * 2; }
-  /// Bytes of the mean keys of one page: all layers, all KV heads.
-  size_t page_mean_bytes() const { return mean_bytes() * kv_heads * layers; }
+  size_t index_bytes() const { return page_index_bytes(page_score, head_dim); }
+  /// Bytes of one page's indices: all layers, all KV heads.
+  size_t indices_bytes() const { return index_bytes() * kv_heads * layers; }
   std::byte* block(int layer, int page, int kv_head) const {
     return data +
            ((static_cast<size_t>(layer) * pages + page) * kv_heads + kv_head) * block_bytes();
   }
-  std::byte* mean(int layer, int page, int kv_head) const {
-    return means +
-           ((static_cast<size_t>(layer) * pages + page) * kv_heads + kv_head) * mean_bytes();
+  std::byte* index_of(int layer, int page, int kv_head) const {
+    return index +
+           ((static_cast<size_t>(layer) * pages + page) * kv_heads + kv_head) * index_bytes();
   }
 };
 

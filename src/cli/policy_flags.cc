@@ -37,9 +37,11 @@ void add_policy_flags(CLI::App& command, PolicyFlags& flags) {
                   "Share of its pages that a head chooses, sink and newest included")
       ->capture_default_str();
   command
-      .add_option("--page-score", flags.page_score,
-                  "How pages are scored: mean (the query times the page's mean key)")
-      ->check(CLI::IsMember({"mean"}))
+      .add_option(
+          "--page-score", flags.page_score,
+          "How pages are scored: codes (two bits per key channel), mean (the query times the "
+          "page's mean key) or mass (all keys: an oracle)")
+      ->check(CLI::IsMember({"mean", "codes", "mass"}))
       ->capture_default_str();
   command.add_option("--sink", flags.values.sink, "Pages always read at the begin of the text")
       ->check(CLI::Range(0, 1 << 20))
@@ -72,6 +74,9 @@ Result<study::Policy> read_policy(const PolicyFlags& flags) {
   policy.neurons = flags.neurons == "oracle"   ? study::NeuronChoice::kOracle
                    : flags.neurons == "routed" ? study::NeuronChoice::kRouted
                                                : study::NeuronChoice::kOff;
+  policy.page_score = flags.page_score == "mean"    ? backend::PageScore::kMean
+                      : flags.page_score == "codes" ? backend::PageScore::kCodes
+                                                    : backend::PageScore::kMass;
   policy.rank_by = flags.rank_by == "norm" ? study::RankBy::kNorm : study::RankBy::kContribution;
   policy.fallback = flags.fallback == "none"     ? study::Fallback::kNone
                     : flags.fallback == "window" ? study::Fallback::kWindow

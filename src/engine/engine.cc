@@ -26,7 +26,7 @@ std::string mib(size_t bytes) {
 /// How large the cache and the steps may be.
 Result<SchedulerLimits> choose_limits(const backend::Device& device,
                                       const model::ModelConfig& config,
-                                      const EngineOptions& options, bool selects_pages) {
+                                      const EngineOptions& options, const model::Planner& planner) {
   const backend::DeviceInfo info = device.info();
   SchedulerLimits limits;
   limits.max_batch = options.max_batch > 0 ? options.max_batch : (info.is_cpu ? 32 : 128);
@@ -41,10 +41,11 @@ Result<SchedulerLimits> choose_limits(const backend::Device& device,
   }
   limits.max_length = options.max_length > 0 ? options.max_length : config.max_positions;
 
-  const backend::KvView one{nullptr, options.kv_dtype, config.layers,
-                            1,       config.kv_heads,  config.head_dim};
+  backend::KvView one{nullptr, options.kv_dtype, config.layers,
+                      1,       config.kv_heads,  config.head_dim};
+  one.page_score = planner.page_score();
   const size_t budget = options.kv_bytes > 0 ? options.kv_bytes : info.free_bytes / 2;
-  const size_t page_bytes = one.page_bytes() + (selects_pages ? one.page_mean_bytes() : 0);
+  const size_t page_bytes = one.page_bytes() + (planner.selects_pages() ? one.indices_bytes() : 0);
   const size_t affordable = budget / page_bytes;
   const size_t wanted = static_cast<size_t>(limits.max_batch) * pages_for(limits.max_length);
   limits.pages = static_cast<int>(std::min<size_t>({affordable, wanted, 1u << 30}));
@@ -81,8 +82,7 @@ Result<std::unique_ptr<Engine>> Engine::create(backend::Device& device,
   } else {
     planner = std::make_unique<model::DensePlanner>();
   }
-  POLAR_ASSIGN(engine->limits_,
-               choose_limits(device, weights.config, options, planner->selects_pages()));
+  POLAR_ASSIGN(engine->limits_, choose_limits(device, weights.config, options, *planner));
   const StepLimits limits{engine->limits_, options.kv_dtype};
   POLAR_ASSIGN(auto runner, StepRunner::create(device, weights, *planner, limits));
   const bool pipelined =

@@ -45,9 +45,10 @@ Status StepRunner::allocate() {
   POLAR_ASSIGN(kv_buffer_, device_.allocate(kv_.total_bytes(), "KV cache (less: --kv-memory)"));
   kv_.data = kv_buffer_.as<std::byte>();
   if (planner_.selects_pages()) {
-    POLAR_ASSIGN(means_buffer_, device_.allocate(kv_.page_mean_bytes() * kv_.pages,
+    kv_.page_score = planner_.page_score();
+    POLAR_ASSIGN(index_buffer_, device_.allocate(kv_.indices_bytes() * kv_.pages,
                                                  "page scores (less: --kv-memory)"));
-    kv_.means = means_buffer_.as<std::byte>();
+    kv_.index = index_buffer_.as<std::byte>();
   }
 
   const size_t stride =

@@ -64,9 +64,10 @@ class Planner {
  public:
   virtual ~Planner() = default;
   virtual void plan(const LayerContext& context) = 0;
-  /// Whether units choose among their pages: then the KvView has mean keys, and the Batch room for
-  /// lists.
+  /// Whether units choose among their pages, by page_score(): then the KvView has its indices, and
+  /// the Batch room for lists.
   virtual bool selects_pages() const { return false; }
+  virtual backend::PageScore page_score() const { return backend::PageScore::kMean; }
   /// Operating points that rows may name (Batch::point).
   virtual int points() const { return 1; }
 

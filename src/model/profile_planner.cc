@@ -7,9 +7,14 @@ namespace polar::model {
 Result<std::unique_ptr<ProfilePlanner>> ProfilePlanner::create(
     backend::Device& device, const sparsity::Profile& profile,
     std::shared_ptr<const sparsity::Routers> routers) {
+  if (profile.page_score != backend::PageScore::kMean && !device.info().is_cpu) {
+    return bad_input("profile", "page_score", backend::page_score_name(profile.page_score),
+                     "mean on " + device.info().name);
+  }
   std::unique_ptr<ProfilePlanner> planner(new ProfilePlanner);
   planner->points_ = static_cast<int>(profile.points.size());
   planner->kv_heads_ = profile.kv_heads;
+  planner->page_score_ = profile.page_score;
   for (int layer = 0; layer < profile.layers; ++layer)
     planner->layer_selects_.push_back(profile.selects_pages(layer));
   std::vector<backend::UnitBudget> budgets;

@@ -16,6 +16,7 @@ class ProfilePlanner : public Planner {
       std::shared_ptr<const sparsity::Routers> routers = nullptr);
   void plan(const LayerContext& context) override;
   bool selects_pages() const override;
+  backend::PageScore page_score() const override { return page_score_; }
   int points() const override { return points_; }
 
  private:
@@ -23,6 +24,7 @@ class ProfilePlanner : public Planner {
   Status prepare_routers(backend::Device& device);
 
   int points_ = 0;
+  backend::PageScore page_score_ = backend::PageScore::kMean;
   int kv_heads_ = 0;
   std::vector<char> layer_selects_;                               // [layers]
   backend::Buffer budgets_;                                       // [layers][points][kv_heads]

@@ -38,6 +38,7 @@ struct Profile {
       fingerprint;      // of the model (ModelFile::fingerprint); empty: of any model of this shape
   int context_min = 0;  // the context lengths it was measured for, tokens
   int context_max = 0;
+  backend::PageScore page_score = backend::PageScore::kMean;  // of units that choose their pages
   std::vector<OperatingPoint> points;
   /// What the model's answers lose (KL, nats per token) when one unit alone falls back, [layers *
   /// kv_heads]: on plain text, and on retrieval prompts. Empty: not measured.

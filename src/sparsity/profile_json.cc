@@ -121,6 +121,16 @@ Result<UnitBudget> read_budget(const Reader& reader, const std::string& key,
   return reader.wrong(key, Reader::short_text(value), expected);
 }
 
+/// How pages are scored; a profile that does not say so was made with mean keys.
+Result<backend::PageScore> read_page_score(const Reader& reader, const ordered_json& json) {
+  if (!json.contains("page_score")) return backend::PageScore::kMean;
+  POLAR_ASSIGN(const std::string name, reader.text(json, "page_score"));
+  for (const auto score : {backend::PageScore::kMean, backend::PageScore::kCodes}) {
+    if (name == backend::page_score_name(score)) return score;
+  }
+  return reader.wrong("page_score", "'" + name + "'", "mean or codes");
+}
+
 Result<OperatingPoint> read_point(const Reader& reader, const ordered_json& json,
                                   const Profile& profile, size_t index) {
   const std::string key = "points[" + std::to_string(index) + "]";
@@ -215,6 +225,7 @@ Result<Profile> read_profile(const std::string& directory) {
   POLAR_ASSIGN(profile.fingerprint, reader.text(json, "model"));
   POLAR_ASSIGN(profile.context_min, reader.whole(json, "context_min", 0, 1 << 30));
   POLAR_ASSIGN(profile.context_max, reader.whole(json, "context_max", 0, 1 << 30));
+  POLAR_ASSIGN(profile.page_score, read_page_score(reader, json));
   if (const auto importance = json.find("importance"); importance != json.end()) {
     if (!importance->is_object())
       return reader.wrong("importance", Reader::short_text(*importance), "an object");
@@ -250,6 +261,7 @@ Status write_profile(const std::string& directory, const Profile& profile) {
                        {"kv_heads", profile.kv_heads},
                        {"context_min", profile.context_min},
                        {"context_max", profile.context_max},
+                       {"page_score", backend::page_score_name(profile.page_score)},
                        {"points", ordered_json::array()}};
   for (const OperatingPoint& point : profile.points) {
     json["points"].push_back(point_json(point, profile.layers, profile.kv_heads));

@@ -64,7 +64,7 @@ class Calibrator {
                                                      options_.context, options_.needles - ranking,
                                                      0, kCalibrationWordings, options_.seed + 1));
     POLAR_ASSIGN(retrieval_, Retrieval::create(device_, weights_, std::move(held_out_needles),
-                                               options_.kv_dtype));
+                                               options_.kv_dtype, options_.page_score));
     return {};
   }
 
@@ -114,6 +114,7 @@ class Calibrator {
 
   Calibration finish(const std::string& fingerprint) {
     result_.profile.fingerprint = fingerprint;
+    result_.profile.page_score = options_.page_score;
     result_.profile.context_min = prompt();
     result_.profile.context_max = options_.context;
     result_.profile.text_importance = result_.text_importance;
@@ -164,6 +165,7 @@ class Calibrator {
     backend::KvView kv;
     kv.dtype = options_.kv_dtype;
     kv.head_dim = weights_.config.head_dim;
+    kv.page_score = options_.page_score;
     return expected_density(point, prompt(), options_.context, kv.bytes({0, 1}) / kv.bytes({1, 0}));
   }
 
@@ -270,6 +272,7 @@ class Calibrator {
 
   Result<std::unique_ptr<model::Planner>> planner_of(const OperatingPoint& point) {
     Profile profile = sparsity::dense_profile(weights_.config.layers, weights_.config.kv_heads);
+    profile.page_score = options_.page_score;
     profile.points = {point};
     return point_planner(device_, profile, 0);
   }
@@ -300,6 +303,7 @@ ordered_json identity_of(const std::string& fingerprint, const CalibrateOptions&
           {"importance_windows", options.importance_windows},
           {"held_out_windows", options.held_out_windows},
           {"needles", options.needles},
+          {"page_score", backend::page_score_name(options.page_score)},
           {"kv_dtype", std::string(dtype_info(options.kv_dtype).name)},
           {"seed", options.seed}};
 }

@@ -21,6 +21,7 @@ struct CalibrateOptions {
   int importance_windows = 2;  // windows on which units are left out, one by one
   int held_out_windows = 12;   // windows that decide
   int needles = 24;            // retrieval prompts: a third ranks the units, the others decide
+  backend::PageScore page_score = backend::PageScore::kCodes;
   DType kv_dtype = DType::kF16;
   uint64_t seed = 1;
   std::string text_name;
@@ -32,7 +33,7 @@ struct Trial {
   std::string family;
   sparsity::OperatingPoint point;
   double loss = 0;               // perplexity ratio - 1
-  double effective_density = 1;  // KV bytes read / dense, mean keys included
+  double effective_density = 1;  // KV bytes read / dense, page indices included
   int needles = 0;               // retrieval prompts that it answers
 };
 

@@ -85,7 +85,7 @@ Family pages_family(const std::vector<int>& ranked, const Tiers& tiers) {
   return family;
 }
 
-double expected_density(const OperatingPoint& point, int prompt, int context, double mean_share) {
+double expected_density(const OperatingPoint& point, int prompt, int context, double index_share) {
   double read = 0, dense = 0;
   for (int position = prompt; position < context; position += backend::kPageTokens) {
     for (const UnitBudget& budget : point.budgets) {
@@ -99,7 +99,7 @@ double expected_density(const OperatingPoint& point, int prompt, int context, do
       const backend::PageChoice choice =
           backend::page_choice(position, 0, budget, point.limits, pages);
       const bool scored = choice.chosen > 0 && choice.chosen < choice.count;
-      read += pages - (choice.count - choice.chosen) + (scored ? choice.count * mean_share : 0);
+      read += pages - (choice.count - choice.chosen) + (scored ? choice.count * index_share : 0);
     }
     dense += static_cast<double>(point.budgets.size()) * (position / backend::kPageTokens + 1);
   }

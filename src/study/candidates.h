@@ -46,9 +46,9 @@ inline constexpr Tiers kFullAboveWindows = {"full and pages above windows", 0.1,
 Family pages_family(const std::vector<int>& ranked, const Tiers& tiers);
 
 /// The share of KV bytes that a point reads in decode steps from `prompt` to `context` tokens, mean
-/// keys included, before it is measured: no model runs. `mean_share`: bytes of a mean key / of a
+/// keys included, before it is measured: no model runs. `index_share`: bytes of a page index / of a
 /// block.
 double expected_density(const sparsity::OperatingPoint& point, int prompt, int context,
-                        double mean_share);
+                        double index_share);
 
 }  // namespace polar::study

@@ -90,7 +90,9 @@ class Evaluator {
   Status make_cache(std::unique_ptr<SequenceCache>& cache, int choosing_rows) {
     const int sequences = std::min(options_.batch, windows_.count);
     POLAR_ASSIGN(auto made, SequenceCache::create(device_, config_, options_.kv_dtype, sequences,
-                                                  windows_.context, 0, choosing_rows));
+                                                  windows_.context, 0, choosing_rows,
+                                                  planner_ != nullptr ? planner_->page_score()
+                                                                      : backend::PageScore{}));
     cache = std::make_unique<SequenceCache>(std::move(made));
     return {};
   }

@@ -49,7 +49,7 @@ struct Evaluation {
   double sparse_perplexity = 0;
   double kl = 0;         // mean KL(dense || sparse) per scored token, nats
   double agreement = 0;  // share of scored tokens whose likeliest next token is the same
-  double kv_bytes = 0, dense_kv_bytes = 0;  // read by the scored rows, mean keys included
+  double kv_bytes = 0, dense_kv_bytes = 0;  // read by the scored rows, page indices included
   double neuron_share = 1;  // neurons computed / all, over the steps of scored rows and layers
 
   double ratio() const { return sparse_perplexity / dense_perplexity; }

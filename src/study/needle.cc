@@ -127,7 +127,8 @@ Result<std::vector<Needle>> make_needles(const std::string& where,
 
 Result<std::unique_ptr<Retrieval>> Retrieval::create(backend::Device& device,
                                                      const model::Weights& weights,
-                                                     std::vector<Needle> needles, DType kv_dtype) {
+                                                     std::vector<Needle> needles, DType kv_dtype,
+                                                     backend::PageScore page_score) {
   std::unique_ptr<Retrieval> made(new Retrieval(device, weights, std::move(needles)));
   if (made->needles_.empty()) return made;
   int length = 0, prompt = 0, asked = 0, answers = 0;
@@ -140,9 +141,9 @@ Result<std::unique_ptr<Retrieval>> Retrieval::create(backend::Device& device,
   }
   POLAR_ASSIGN(made->decoder_,
                model::Decoder::create(device, weights, {std::max(prompt, asked), answers}));
-  POLAR_ASSIGN(auto cache,
-               SequenceCache::create(device, weights.config, kv_dtype,
-                                     static_cast<int>(made->needles_.size()), length, 0, asked));
+  POLAR_ASSIGN(auto cache, SequenceCache::create(device, weights.config, kv_dtype,
+                                                 static_cast<int>(made->needles_.size()), length, 0,
+                                                 asked, page_score));
   made->cache_ = std::make_unique<SequenceCache>(std::move(cache));
   for (size_t i = 0; i < made->needles_.size(); ++i) {
     const Passage& passage = made->needles_[i].passage;

@@ -46,9 +46,9 @@ struct NeedleResult {
 class Retrieval {
  public:
   /// Prefills, and asks dense. Device and weights must outlive it.
-  static Result<std::unique_ptr<Retrieval>> create(backend::Device& device,
-                                                   const model::Weights& weights,
-                                                   std::vector<Needle> needles, DType kv_dtype);
+  static Result<std::unique_ptr<Retrieval>> create(
+      backend::Device& device, const model::Weights& weights, std::vector<Needle> needles,
+      DType kv_dtype, backend::PageScore page_score = backend::PageScore::kMean);
 
   /// The dense answers beside those with `planner` (null: dense alone).
   NeedleResult ask(model::Planner* planner);

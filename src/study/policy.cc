@@ -48,6 +48,7 @@ backend::UnitBudget fallback_budget(const Policy& policy) {
 sparsity::Profile two_points(const Policy& policy, const model::ModelConfig& config,
                              const std::vector<int>& full) {
   sparsity::Profile profile = sparsity::dense_profile(config.layers, config.kv_heads);
+  profile.page_score = policy.page_score;
   sparsity::OperatingPoint point = profile.points[0];
   point.name = policy_name(policy.kind);
   point.limits = {policy.sink, policy.recent, policy.kept(config.kv_heads)};

@@ -26,8 +26,9 @@ struct Policy {
   Fallback fallback = Fallback::kWindow;
   Scope scope = Scope::kLayer;  // kStatic: the units that share the density
   double pages = 0.25;          // Fallback::kPages, kPages: share of a unit's pages
-  int sink = 1;                 // pages
-  int recent = 4;               // pages; the page being filled comes on top
+  backend::PageScore page_score = backend::PageScore::kMean;
+  int sink = 1;    // pages
+  int recent = 4;  // pages; the page being filled comes on top
   std::vector<int> dense_layers;
   uint64_t seed = 1;
   NeuronChoice neurons = NeuronChoice::kOff;

@@ -12,7 +12,7 @@ using backend::kPageTokens;
 Result<SequenceCache> SequenceCache::create(backend::Device& device,
                                             const model::ModelConfig& config, DType kv_dtype,
                                             int sequences, int length, uint64_t shuffle_seed,
-                                            int choosing_rows) {
+                                            int choosing_rows, backend::PageScore page_score) {
   POLAR_CHECK(sequences > 0 && length > 0);
   SequenceCache cache;
   cache.device_ = &device;
@@ -26,9 +26,10 @@ Result<SequenceCache> SequenceCache::create(backend::Device& device,
                                "KV cache (smaller: --context, --batch or --max-model-len)"));
   cache.kv_.data = cache.kv_buffer_.as<std::byte>();
   if (choosing_rows > 0) {
-    POLAR_ASSIGN(cache.means_buffer_,
-                 device.allocate(cache.kv_.page_mean_bytes() * cache.kv_.pages, "page scores"));
-    cache.kv_.means = cache.means_buffer_.as<std::byte>();
+    cache.kv_.page_score = page_score;
+    POLAR_ASSIGN(cache.index_buffer_,
+                 device.allocate(cache.kv_.indices_bytes() * cache.kv_.pages, "page scores"));
+    if (cache.kv_.indices_bytes() > 0) cache.kv_.index = cache.index_buffer_.as<std::byte>();
   }
   cache.page_of_.resize(cache.kv_.pages);
   std::iota(cache.page_of_.begin(), cache.page_of_.end(), 0);
@@ -59,9 +60,9 @@ void SequenceCache::fill_random(uint64_t seed) {
       device_->upload(data + done, stretch.data(), std::min(stretch.size(), bytes - done));
   };
   fill(kv_.data, kv_.total_bytes());
-  // Not the means of these keys, but as good for timing. They are 16-bit values.
-  if (kv_.means != nullptr && kv_.dtype != DType::kF32)
-    fill(kv_.means, kv_.page_mean_bytes() * kv_.pages);
+  // Not the indices of these keys, but as good for timing. Mean keys are 16-bit values.
+  if (kv_.index != nullptr && kv_.dtype != DType::kF32)
+    fill(kv_.index, kv_.indices_bytes() * kv_.pages);
 }
 
 void SequenceCache::put(backend::Buffer& buffer, const std::vector<int32_t>& values) {

@@ -25,10 +25,12 @@ class SequenceCache {
  public:
   /// `sequences` sequences of up to `length` tokens each. `shuffle_seed` other than 0 scatters the
   /// pages, as they are in a server that has run for a while. `choosing_rows`: planned rows of a
-  /// step for which pages can be chosen (lists and mean keys are there if it is not 0).
+  /// step for which pages can be chosen, by `page_score` (lists and indices are there if it is not
+  /// 0).
   static Result<SequenceCache> create(backend::Device& device, const model::ModelConfig& config,
                                       DType kv_dtype, int sequences, int length,
-                                      uint64_t shuffle_seed = 0, int choosing_rows = 0);
+                                      uint64_t shuffle_seed = 0, int choosing_rows = 0,
+                                      backend::PageScore page_score = backend::PageScore::kMean);
 
   const backend::KvView& kv() const { return kv_; }
   int table_stride() const { return table_stride_; }
@@ -46,7 +48,7 @@ class SequenceCache {
 
   backend::Device* device_ = nullptr;
   backend::KvView kv_;
-  backend::Buffer kv_buffer_, means_buffer_;
+  backend::Buffer kv_buffer_, index_buffer_;
   std::vector<int32_t> page_of_;  // [sequence][table_stride]
   int sequences_ = 0;
   int table_stride_ = 0;

@@ -39,7 +39,8 @@ class Cell {
     POLAR_ASSIGN(decoder_, model::Decoder::create(device_, weights_, {rows, batch_}));
     POLAR_ASSIGN(auto cache,
                  SequenceCache::create(device_, weights_.config, options_.kv_dtype, batch_,
-                                       context_, options_.seed, choosing ? batch_ : 0));
+                                       context_, options_.seed, choosing ? batch_ : 0,
+                                       choosing ? planner->page_score() : backend::PageScore{}));
     cache_ = std::make_unique<SequenceCache>(std::move(cache));
     cache_->fill_random(options_.seed);
     std::mt19937_64 random(options_.seed);
@@ -76,14 +77,14 @@ class Cell {
     return now() - begin;
   }
 
-  /// What the last step read: KV blocks and mean keys of all sequences.
+  /// What the last step read: KV blocks and page indices of all sequences.
   backend::ReadCount read() {
     std::vector<backend::ReadCount> rows(batch_);
     device_.download(rows.data(), decoder_->read_counts(), rows.size() * sizeof(rows[0]));
     backend::ReadCount sum;
     for (const backend::ReadCount& row : rows) {
       sum.blocks += row.blocks;
-      sum.means += row.means;
+      sum.scored += row.scored;
     }
     return sum;
   }
@@ -192,7 +193,7 @@ Result<StepBenchResult> bench_steps(backend::Device& device, const model::Weight
         row.step_seconds = median(side.seconds);
         row.prefill_tokens_per_second = prefill;
         row.kv_bytes = cell.kv().bytes({side.read.blocks, 0});
-        row.score_bytes = cell.kv().bytes({0, side.read.means});
+        row.score_bytes = cell.kv().bytes({0, side.read.scored});
         row.weight_bytes = static_cast<double>(weights.step_bytes());
         row.bandwidth_share = row.read_bytes() / row.step_seconds / result.read_bandwidth;
         if (side.planner == &dense) {

@@ -5,7 +5,7 @@
 #include <cstring>
 
 #include "backend/cpu/cpu_weight.h"
-#include "backend/cpu/kv_layout.h"
+#include "backend/cpu/page_index.h"
 
 namespace polar::backend::cpu {
 
@@ -182,11 +182,11 @@ void CpuOps::qkv(const QkvArgs& args) {
                   static_cast<size_t>(args.heads) * dim * sizeof(float));
     }
   });
-  if (kv.means != nullptr) store_means(args);
+  if (kv.index != nullptr) index_pages(args);
 }
 
-/// The mean keys of the pages that this step's rows filled.
-void CpuOps::store_means(const QkvArgs& args) {
+/// The indices of the pages that this step's rows filled.
+void CpuOps::index_pages(const QkvArgs& args) {
   const Batch& batch = *args.batch;
   const KvView& kv = args.kv;
   const auto fills = [&](int64_t row) {
@@ -201,7 +201,7 @@ void CpuOps::store_means(const QkvArgs& args) {
       const int32_t page =
           batch.pages[batch.sequence[row] * batch.table_stride + batch.position[row] / kPageTokens];
       for (int h = 0; h < kv.kv_heads; ++h)
-        store_mean(kv, kv.block(args.layer, page, h), kv.mean(args.layer, page, h));
+        write_page_index(kv, kv.block(args.layer, page, h), kv.index_of(args.layer, page, h));
     }
   });
 }

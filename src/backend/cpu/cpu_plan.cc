@@ -58,22 +58,25 @@ PageRanges CpuOps::chosen_pages(const PlanArgs& args, int planned, int kv_head, 
   const PageRanges ranges = choice_ranges(choice, position, args.window, table_begin, list_begin);
   if (choice.chosen == 0 || choice.chosen == choice.count) return ranges;
 
-  POLAR_CHECK(kv.means != nullptr && args.query.data != nullptr);
+  const bool exact = kv.page_score == PageScore::kMass;
+  POLAR_CHECK((exact || kv.index != nullptr) && args.query.data != nullptr);
+  POLAR_CHECK(kv.head_dim <= kMostChannels);
   const int32_t* table = batch.pages + table_begin;
   const int group = args.heads / kv.kv_heads, padded = padded_pages(choice.count);
   PageScratch& memory = page_scratch_[thread];
-  memory.means.resize(choice.count);
+  memory.pages.resize(choice.count);
   memory.mass.resize(padded);
   memory.scores.resize(static_cast<size_t>(padded) * kMassQueries);
   for (int i = 0; i < choice.count; ++i) {
-    const std::byte* mean = kv.mean(args.layer, table[choice.first + i], kv_head);
-    memory.means[i] = reinterpret_cast<const uint16_t*>(mean);
+    const int32_t page = table[choice.first + i];
+    memory.pages[i] =
+        exact ? kv.block(args.layer, page, kv_head) : kv.index_of(args.layer, page, kv_head);
   }
   const float* query = args.query.as<float>() +
                        (static_cast<int64_t>(row) * args.heads + kv_head * group) * kv.head_dim;
-  kernels_.page_mass({query, group, memory.means.data(), choice.count, kv.head_dim, args.scale,
-                      memory.scores.data(), memory.mass.data()});
-  args.plan.read[planned].means += choice.count;
+  kernels_.page_mass({kv.page_score, query, group, memory.pages.data(), kv.dtype, choice.count,
+                      kv.head_dim, args.scale, memory.scores.data(), memory.mass.data()});
+  args.plan.read[planned].scored += choice.count;
 
   int32_t* list = batch.pages + list_begin;
   std::copy_n(table, choice.sink, list);

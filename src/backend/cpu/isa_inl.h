@@ -42,6 +42,7 @@ namespace POLAR_ISA {
 // simd.h first: the others are written in its vectors.
 #include "backend/cpu/attention_inl.h"
 #include "backend/cpu/matmul_inl.h"
+#include "backend/cpu/page_index_inl.h"
 #include "backend/cpu/page_mass_inl.h"
 
 inline void silu_mul(const float* gate, const float* up, float* out, int64_t count) {

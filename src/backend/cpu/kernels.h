@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "backend/page_score.h"
 #include "core/dtype.h"
 
 namespace polar::backend::cpu {
@@ -75,15 +76,19 @@ struct AttendArgs {
   float* scratch;  // [query_count][kPieceTokens]
 };
 
-/// Queries that share each mean key they are scored against.
+/// Queries that share each page's index they are scored against.
 inline constexpr int kMassQueries = 3;
+/// Most channels of a head.
+inline constexpr int kMostChannels = 1024;
 
-/// mass[i] = sum over the queries of softmax_i(scale * query . mean i): the share of a unit's
-/// attention that page i is expected to draw.
+/// mass[i] = sum over the queries of softmax_i(score of page i): the share of a unit's attention
+/// that page i is expected to draw.
 struct PageMassArgs {
+  PageScore score;
   const float* query;  // [query_count][head_dim]
   int query_count;
-  const uint16_t* const* means;  // [count] mean keys [head_dim], f16
+  const std::byte* const* pages;  // [count]: their indices; kMass: their blocks
+  DType dtype;                    // kMass: of the blocks
   int count;
   int head_dim;
   float scale;

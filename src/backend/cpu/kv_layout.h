@@ -41,15 +41,4 @@ inline void store_value(const KvView& kv, std::byte* block, int slot, const floa
     store_element(kv.dtype, half, slot * kv.head_dim + d, value[d]);
 }
 
-/// Stores the mean key of a full page, as f16, summed slot by slot from the keys as stored.
-inline void store_mean(const KvView& kv, const std::byte* block, std::byte* mean) {
-  for (int d = 0; d < kv.head_dim; ++d) {
-    float sum = 0;
-    for (int slot = 0; slot < kPageTokens; ++slot)
-      sum += load_element(kv.dtype, block, d * kPageTokens + slot);
-    const uint16_t bits = f32_to_f16(sum / kPageTokens);
-    std::memcpy(mean + d * 2, &bits, 2);
-  }
-}
-
 }  // namespace polar::backend::cpu

@@ -1,5 +1,4 @@
-// The plan verb against the definitions of what units read, page by page, and the mean keys against
-// the keys as stored.
+// The plan verb against the definitions of what units read, page by page.
 
 #include <gtest/gtest.h>
 
@@ -10,6 +9,7 @@
 #include "backend/cpu/attention_fixture.h"
 #include "backend/cpu/cpu_device.h"
 #include "backend/cpu/isa.h"
+#include "backend/cpu/page_index.h"
 #include "backend/cpu/test_values.h"
 
 namespace polar::backend::cpu {
@@ -67,8 +67,8 @@ TEST(PlanTest, EqualsBruteForceMasks) {
 class MeanKeys {
  public:
   explicit MeanKeys(const PagedCache& cache) : cache_(cache), view_(cache.view()) {
-    values_.assign(view_.page_mean_bytes() * view_.pages / 2, 0x7e00);  // NaN
-    view_.means = reinterpret_cast<std::byte*>(values_.data());
+    values_.assign(view_.indices_bytes() * view_.pages / 2, 0x7e00);  // NaN
+    view_.index = reinterpret_cast<std::byte*>(values_.data());
     for (int layer = 0; layer < view_.layers; ++layer) {
       for (int s = 0; s < cache.sequences(); ++s) {
         for (int page = 0; page < cache.length(s) / kPageTokens; ++page) {
@@ -211,7 +211,7 @@ TEST_P(ChoosePagesTest, ReadsTheBestPagesAndExactlyTheBudget) {
         EXPECT_GE(least_read, most_left * (1 - 1e-4));
       }
       EXPECT_EQ(step.read()[row].blocks, blocks);
-      EXPECT_EQ(step.read()[row].means, scored);
+      EXPECT_EQ(step.read()[row].scored, scored);
     }
   }
 }
@@ -297,12 +297,13 @@ TEST_P(ChoosePagesTest, RoutedUnitsAreThoseWithTheLargestLogits) {
 }
 
 /// Random appends to sequences whose pages are given back and used again: after every step, the
-/// means of the pages that are full equal those of the keys as stored.
-TEST_P(ChoosePagesTest, MeansFollowTheKeysThroughAppendsAndPageReuse) {
+/// indices of the pages that are full equal those of the keys as stored.
+TEST_P(ChoosePagesTest, IndicesFollowTheKeysThroughAppendsAndPageReuse) {
   std::mt19937 random(23);
   constexpr int kHeads = 2, kKvHeads = 2, kDim = 16, kHidden = 32, kPages = 12, kTable = 5;
   constexpr int kWidth = (kHeads + 2 * kKvHeads) * kDim;
-  for (const DType dtype : {DType::kF32, DType::kF16, DType::kBF16}) {
+  for (int round = 0; round < 6; ++round) {
+    const DType dtype = std::vector{DType::kF32, DType::kF16, DType::kBF16}[round % 3];
     CpuDevice device(*GetParam(), 2);
     StoredMatrix matrix = random_matrix(random, DType::kF32, kWidth, kHidden);
     WeightSource source{"qkv", {}, false};
@@ -310,10 +311,11 @@ TEST_P(ChoosePagesTest, MeansFollowTheKeysThroughAppendsAndPageReuse) {
     const auto weight = device.prepare(source);
     ASSERT_TRUE(weight.ok());
     KvView kv{nullptr, dtype, 2, kPages, kKvHeads, kDim};
+    kv.page_score = round < 3 ? PageScore::kMean : PageScore::kCodes;
     std::vector<std::byte> cache(kv.total_bytes(), std::byte{0xff});
-    std::vector<std::byte> means(kv.page_mean_bytes() * kPages, std::byte{0xff});
+    std::vector<std::byte> indices(kv.indices_bytes() * kPages, std::byte{0xff});
     kv.data = cache.data();
-    kv.means = means.data();
+    kv.index = indices.data();
     std::vector<int32_t> free(kPages);
     std::iota(free.begin(), free.end(), 0);
     std::vector<int32_t> tables(2 * kTable, -1);
@@ -373,14 +375,10 @@ TEST_P(ChoosePagesTest, MeansFollowTheKeysThroughAppendsAndPageReuse) {
         for (int page = 0; page < lengths[s] / kPageTokens; ++page) {
           for (int head = 0; head < kKvHeads; ++head) {
             const int32_t physical = tables[s * kTable + page];
-            const auto* found = reinterpret_cast<const uint16_t*>(kv.mean(1, physical, head));
-            for (int d = 0; d < kDim; ++d) {
-              double sum = 0;
-              for (int slot = 0; slot < kPageTokens; ++slot)
-                sum += load_element(dtype, kv.block(1, physical, head), d * kPageTokens + slot);
-              const double mean = sum / kPageTokens;
-              ASSERT_NEAR(f16_to_f32(found[d]), mean, 6e-4 * std::abs(mean) + 1e-5);
-            }
+            std::vector<std::byte> expected(kv.index_bytes());
+            write_page_index(kv, kv.block(1, physical, head), expected.data());
+            const std::byte* found = kv.index_of(1, physical, head);
+            ASSERT_TRUE(std::equal(expected.begin(), expected.end(), found));
           }
         }
       }

@@ -26,7 +26,7 @@ PageMeans page_means(const Batch& batch, const KvView& kv, int layer, int first,
   means.pages = batch.pages;
   means.kv = kv.block(layer, 0, 0);
   means.kv_dtype = kv.dtype;
-  means.means = kv.mean(layer, 0, 0);
+  means.means = kv.index_of(layer, 0, 0);
   return means;
 }
 
@@ -190,7 +190,7 @@ void CudaOps::qkv(const QkvArgs& args) {
   POLAR_CUDA(cudaGetLastError());
   // The means of the pages that planned rows fill are written by the plan verb.
   const Batch& batch = *args.batch;
-  if (args.kv.means != nullptr && batch.prefill_rows > 0) {
+  if (args.kv.index != nullptr && batch.prefill_rows > 0) {
     POLAR_CUDA(launch_page_means(page_means(batch, args.kv, args.layer, 0, batch.prefill_rows),
                                  device_.stream()));
   }
@@ -202,9 +202,9 @@ void CudaOps::plan(const PlanArgs& args) {
   const int first = batch.prefill_rows, units = batch.planned_rows() * args.kv.kv_heads;
   // Choosing pages writes the means of the pages that its rows fill, unless rows of one sequence
   // may choose what others of them fill.
-  const bool chooses = args.kv.means != nullptr && args.query.data != nullptr;
+  const bool chooses = args.kv.index != nullptr && args.query.data != nullptr;
   const bool alone = batch.rows == batch.sequences;
-  if (args.kv.means != nullptr && !(chooses && alone)) {
+  if (args.kv.index != nullptr && !(chooses && alone)) {
     POLAR_CUDA(launch_page_means(
         page_means(batch, args.kv, args.layer, first, batch.planned_rows()), device_.stream()));
   }

@@ -301,7 +301,7 @@ __global__ void __launch_bounds__(Threads > 32 ? Threads : kSelectThreads)
       if (c.chosen > 0 && c.chosen < c.count) {
         select_pages<Threads, Items>(s, unit, row, c, s.pages + begin);
         if (threadIdx.x % Threads == 0 && s.plan.read != nullptr)
-          atomicAdd(&s.plan.read[which].means, c.count);
+          atomicAdd(&s.plan.read[which].scored, c.count);
       }
     }
     if (threadIdx.x % Threads == 0) s.plan.plan[unit] = ranges;
