@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <memory>
+#include <optional>
 #include <thread>
 
 #include "engine/generation.h"
@@ -39,6 +40,8 @@ struct EngineStats {
   int64_t preemptions = 0, evictions = 0;
   double kv_bytes_read = 0, kv_bytes_dense = 0;     // of decode steps
   int64_t kv_blocks_read = 0, kv_blocks_dense = 0;  // the same in blocks (page, KV head, layer)
+  double neuron_density = 1;  // neurons computed / all, where a planner chooses; elsewhere all are
+  std::optional<double> plan_seconds;  // of deciding what steps read; on the CPU only
 };
 
 class Engine {

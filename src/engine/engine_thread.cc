@@ -190,6 +190,8 @@ void EngineThread::publish_stats() {
   counters_.cached_pages = scheduler_.prefix_cache().cached_pages();
   counters_.preemptions = scheduler_.preemptions();
   counters_.evictions = scheduler_.prefix_cache().evictions();
+  if (const auto* neurons = planner_->neurons()) counters_.neuron_density = neurons->share();
+  counters_.plan_seconds = runner_->plan_seconds();
   const std::scoped_lock lock(stats_mutex_);
   published_ = counters_;
 }

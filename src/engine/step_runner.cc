@@ -25,7 +25,7 @@ size_t aligned(size_t bytes) {
 
 StepRunner::StepRunner(backend::Device& device, const model::Weights& weights,
                        model::Planner& planner, const StepLimits& limits)
-    : device_(device), weights_(weights), planner_(planner), limits_(limits) {}
+    : device_(device), weights_(weights), planner_(planner), timed_(planner), limits_(limits) {}
 
 Result<std::unique_ptr<StepRunner>> StepRunner::create(backend::Device& device,
                                                        const model::Weights& weights,
@@ -74,6 +74,11 @@ Status StepRunner::allocate() {
   for (const int window : config.sliding_window) ++windows[window];
   windows_.assign(windows.begin(), windows.end());
   return {};
+}
+
+std::optional<double> StepRunner::plan_seconds() const {
+  if (!device_.info().is_cpu) return std::nullopt;
+  return timed_.seconds();
 }
 
 int32_t StepRunner::dense_blocks(int position) const {
@@ -211,14 +216,14 @@ std::unique_ptr<OpenStep> StepRunner::queue(StepPlan plan) {
         return chunk.planned && job.request.trace;
       });
   if (traced) {
-    TracingPlanner tracing(planner_, step->units);  // copies elsewhere each time: no replay
+    TracingPlanner tracing(timed_, step->units);  // copies elsewhere each time: no replay
     run(tracing);
   } else if (decode_only) {
     const uint64_t key = (edits_epoch_ << 48) ^ (static_cast<uint64_t>(table_stride_) << 16) ^
                          static_cast<uint64_t>(batch_.rows);
-    device_.replay(key, [&] { run(planner_); });
+    device_.replay(key, [&] { run(timed_); });
   } else {
-    run(planner_);
+    run(timed_);
   }
   step->sampled.resize(batch_.logit_rows);
   step->read.resize(batch_.planned_rows());

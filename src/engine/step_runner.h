@@ -3,6 +3,7 @@
 // and reads the results when they are there.
 
 #include <memory>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -10,6 +11,7 @@
 #include "backend/ops.h"
 #include "engine/request.h"
 #include "engine/scheduler.h"
+#include "engine/timed_planner.h"
 #include "model/decoder.h"
 
 namespace polar::engine {
@@ -46,6 +48,9 @@ class StepRunner {
   /// Adds what planned row `row` of a step read to a trace, unit by unit.
   void add_read(const OpenStep& step, int row, int position, ReadTrace& trace) const;
   const backend::KvView& kv() const { return kv_; }
+  /// Time that all steps spent on plans (what to read), in seconds; nothing where it cannot be told
+  /// on the host.
+  std::optional<double> plan_seconds() const;
 
  private:
   StepRunner(backend::Device& device, const model::Weights& weights, model::Planner& planner,
@@ -61,6 +66,7 @@ class StepRunner {
   backend::Device& device_;
   const model::Weights& weights_;
   model::Planner& planner_;
+  TimedPlanner timed_;
   StepLimits limits_;
   std::unique_ptr<model::Decoder> decoder_;
   backend::KvView kv_;

@@ -26,6 +26,7 @@ class TracingPlanner : public model::Planner {
   bool selects_pages() const override { return planner_.selects_pages(); }
   backend::PageScore page_score() const override { return planner_.page_score(); }
   int points() const override { return planner_.points(); }
+  model::NeuronPlanner* neurons() const override { return planner_.neurons(); }
 
  private:
   model::Planner& planner_;

@@ -72,7 +72,7 @@ class Planner {
   virtual int points() const { return 1; }
 
   /// Who chooses neurons beside; null: the MLPs run dense.
-  NeuronPlanner* neurons() const { return neurons_.get(); }
+  virtual NeuronPlanner* neurons() const { return neurons_.get(); }
   void set_neurons(std::unique_ptr<NeuronPlanner> neurons) { neurons_ = std::move(neurons); }
 
  private:

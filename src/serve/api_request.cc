@@ -233,6 +233,23 @@ void read_prompts(Fields& fields, CompletionRequest* out) {
   }
 }
 
+/// Chat templates know contents that are text: one of text parts becomes one text, a part a line.
+/// False where it is something else, an image perhaps.
+bool make_text(ordered_json& content) {
+  if (content.is_null() || content.is_string()) return true;
+  if (!content.is_array()) return false;
+  std::string text;
+  for (const auto& part : content) {
+    const bool is_text = part.is_object() && part.value("type", ordered_json()) == "text" &&
+                         part.value("text", ordered_json()).is_string();
+    if (!is_text) return false;
+    if (&part != &content.front()) text += '\n';
+    text += part["text"].get_ref<const std::string&>();
+  }
+  content = std::move(text);
+  return true;
+}
+
 void read_messages(Fields& fields, std::string* messages, std::string* tools) {
   const ordered_json* found = fields.find("messages");
   const auto is_message = [](const ordered_json& message) {
@@ -241,9 +258,17 @@ void read_messages(Fields& fields, std::string* messages, std::string* tools) {
   if (found == nullptr || !found->is_array() || found->empty() ||
       !std::all_of(found->begin(), found->end(), is_message))
     return fields.wrong("messages", "an array of objects with a role and a content");
-  *messages = text_of(*found);
+  ordered_json texts = *found;
+  for (size_t i = 0; i < texts.size(); ++i) {
+    if (texts[i].contains("content") && !make_text(texts[i]["content"]))
+      return fields.wrong("messages",
+                          fmt::format("a string or an array of text parts at [{}].content", i));
+  }
+  *messages = text_of(texts);
   if (const ordered_json* list = fields.find("tools"); list != nullptr) {
-    if (!list->is_array()) return fields.wrong("tools", "an array");
+    const auto is_object = [](const ordered_json& tool) { return tool.is_object(); };
+    if (!list->is_array() || !std::all_of(list->begin(), list->end(), is_object))
+      return fields.wrong("tools", "an array of objects");
     if (!list->empty()) *tools = text_of(*list);
   }
 }

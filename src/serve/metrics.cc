@@ -96,6 +96,8 @@ std::string metrics_text(const ServerMetrics& metrics, const engine::EngineStats
     gauge("polar:kv_density", s.kv_bytes_dense > 0 ? s.kv_bytes_read / s.kv_bytes_dense : 1);
     gauge("polar:head_density",
           s.kv_blocks_dense > 0 ? double(s.kv_blocks_read) / double(s.kv_blocks_dense) : 1);
+    gauge("polar:neuron_density", s.neuron_density);
+    if (s.plan_seconds) counter("polar:router_seconds_total", *s.plan_seconds);
     gauge("polar:pages_cached", s.cached_pages);
   }
   out += "# TYPE vllm:request_success_total counter\n";

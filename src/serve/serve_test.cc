@@ -115,6 +115,7 @@ TEST_F(ServeTest, RefusesNamingTheField) {
       {{{"prompt", "a"}, {"response_format", {{"type", "json_schema"}}}}, "response_format"},
       {{{"prompt", "a"}, {"polar", {{"point", "2%"}}}}, "polar.point"},
       {{{"prompt", std::vector<int>(5000, 1)}}, "prompt"},
+      {{{"prompt", {"a", std::string(900000, ' ')}}}, "prompt"},
   };
   for (const auto& [body, field] : cases) {
     const Reply reply = post("/v1/completions", body);
@@ -124,6 +125,14 @@ TEST_F(ServeTest, RefusesNamingTheField) {
   }
   EXPECT_EQ(post("/v1/completions", {{"prompt", "a"}, {"model", "other"}}).status, 404);
   EXPECT_EQ(post("/v1/chat/completions", {{"messages", "a"}}).json()["error"]["param"], "messages");
+  for (const ordered_json& content : {ordered_json(5), ordered_json::array({"a"}),
+                                      ordered_json::array({{{"type", "image_url"}}})}) {
+    const ordered_json message = {{"role", "user"}, {"content", content}};
+    const Reply reply = post("/v1/chat/completions", {{"messages", {message}}});
+    EXPECT_EQ(reply.status, 400) << content;
+    EXPECT_EQ(reply.json()["error"]["param"], "messages");
+  }
+  EXPECT_EQ(post("/detokenize", {{"tokens", {5, 99999999}}}).json()["error"]["param"], "tokens");
   EXPECT_EQ(raw(text_of("POST", "/v1/completions", "{")).status, 400);
   EXPECT_EQ(raw(text_of("POST", "/v1/completions", std::string(9999, '['))).status, 400);
   EXPECT_EQ(post("/v1/completions", {{"prompt", "a"}, {"a field of tomorrow", {1}}}).status, 200);
@@ -134,6 +143,10 @@ TEST_F(ServeTest, StandsWhatIsNotHttp) {
   EXPECT_EQ(raw("nonsense\r\n\r\n").status, 400);
   EXPECT_EQ(get("/../../etc/passwd").status, 404);
   EXPECT_EQ(raw(text_of("DELETE", "/v1/models", "")).status, 405);
+  EXPECT_EQ(get("/v1/completions").status, 405);
+  EXPECT_NE(get("/tokenize").head.find("Allow: POST"), std::string::npos);
+  EXPECT_EQ(raw(text_of("POST", "/health", "{}")).status, 405);
+  EXPECT_EQ(raw(text_of("PUT", "/nowhere", "")).status, 404);
   EXPECT_EQ(get("/health", "X: " + std::string(20000, 'a') + "\r\n").status, 431);
   const Reply large = raw(text_of("POST", "/v1/completions", std::string(2 << 20, 'a')));
   EXPECT_EQ(large.status, 413);

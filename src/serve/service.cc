@@ -2,8 +2,10 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <chrono>
 #include <ctime>
+#include <iterator>
 #include <nlohmann/json.hpp>
 #include <random>
 
@@ -17,6 +19,12 @@ namespace {
 using nlohmann::ordered_json;
 
 constexpr std::string_view kJson = "application/json";
+constexpr size_t kMostTokenized = 1 << 20;  // bytes of text for /tokenize, whatever the context
+constexpr std::string_view kPostRoutes[] = {"/v1/completions", "/v1/chat/completions", "/tokenize",
+                                            "/detokenize"};
+/// Beside the page's files.
+constexpr std::string_view kGetRoutes[] = {"/health",    "/version",      "/metrics",
+                                           "/v1/models", "/polar/status", "/polar/profile"};
 /// The page needs nothing but its own files, and nobody else may put it into a frame.
 constexpr std::string_view kPageHeaders =
     "Content-Security-Policy: default-src 'none'; script-src 'self'; style-src 'self'; "
@@ -49,18 +57,22 @@ bool equal_in_constant_time(std::string_view given, std::string_view secret) {
 void Service::ready(const engine::LoadedModel& model, engine::Engine& engine) {
   model_ = &model;
   engine_ = &engine;
+  size_t longest = 1;
+  for (int id = 0; id < model.tokenizer.vocab_size(); ++id)
+    longest = std::max(longest, model.tokenizer.piece(id).size());
+  most_text_ = 4 * longest * static_cast<size_t>(engine.max_length());
 }
 
 void Service::cancel_all() {
   for (const auto& answer : answers_) answer->cancel();
 }
 
-void Service::refuse(const Responder& responder, const ApiError& error) {
+void Service::refuse(const Responder& responder, const ApiError& error, std::string_view allow) {
   if (error.status < 500) ++metrics_.refused;
   if (error.status == 429) ++metrics_.queue_full;
   const std::string_view headers = error.status == 429 || error.status == 503 ? "Retry-After: 1\r\n"
                                    : error.status == 401 ? "WWW-Authenticate: Bearer\r\n"
-                                                         : "";
+                                                         : allow;
   responder->send(error.status, kJson, error.json(), headers);
 }
 
@@ -86,8 +98,22 @@ void Service::handle(HttpRequest request, std::shared_ptr<HttpResponder> respond
     return refuse(responder, {401, "The API key is missing or wrong.", "", "invalid_api_key"});
   if (is_get) return get(request, responder);
   if (request.method == "POST") return post(request, responder);
+  refuse_method(request, responder);
+}
+
+/// What asks for a route with a method that it does not have: 405, or 404 where there is no route.
+void Service::refuse_method(const HttpRequest& request, const Responder& responder) {
+  const auto is = [&](std::string_view path) { return request.path == path; };
+  const bool posts = std::any_of(std::begin(kPostRoutes), std::end(kPostRoutes), is);
+  const bool gets = std::any_of(std::begin(kGetRoutes), std::end(kGetRoutes), is) ||
+                    find_web_file(request.path) != nullptr;
+  if (!posts && !gets)
+    return refuse(responder, {404, "Nothing is found at " + request.path + ".", "", "not_found"});
   refuse(responder,
-         {405, "The method " + request.method + " is not known here.", "", "method_not_allowed"});
+         {405,
+          fmt::format("{} takes {}, not {}.", request.path, posts ? "POST" : "GET", request.method),
+          "", "method_not_allowed"},
+         posts ? "Allow: POST\r\n" : "Allow: GET, HEAD\r\n");
 }
 
 void Service::get(const HttpRequest& request, const Responder& responder) {
@@ -113,7 +139,7 @@ void Service::get(const HttpRequest& request, const Responder& responder) {
       return refuse(responder, {503, "The model is loading.", "", "unavailable"});
     return responder->send(200, kJson, profile_json(*model_, engine_->config()));
   }
-  refuse(responder, {404, "Nothing is found at " + request.path + ".", "", "not_found"});
+  refuse_method(request, responder);
 }
 
 std::string Service::models_json() const {
@@ -165,9 +191,9 @@ std::string Service::status_json() const {
 
 void Service::post(const HttpRequest& request, const Responder& responder) {
   const bool chat = request.path == "/v1/chat/completions";
-  const bool completion = request.path == "/v1/completions";
-  if (!chat && !completion && request.path != "/tokenize" && request.path != "/detokenize")
-    return refuse(responder, {404, "Nothing is found at " + request.path + ".", "", "not_found"});
+  if (std::find(std::begin(kPostRoutes), std::end(kPostRoutes), request.path) ==
+      std::end(kPostRoutes))
+    return refuse_method(request, responder);
   if (model_ == nullptr || draining_)
     return refuse(responder, {503, draining_ ? "The server is draining." : "The model is loading.",
                               "", "unavailable"});
@@ -193,6 +219,12 @@ ApiResult<std::vector<int32_t>> Service::tokens_of(const CompletionRequest& requ
                                                    const Prompt& prompt) {
   if (const auto* tokens = std::get_if<std::vector<int32_t>>(&prompt)) return *tokens;
   const auto& text = std::get<std::string>(prompt);
+  if (text.size() > most_text_)
+    return ApiError{400,
+                    fmt::format("prompt: found {} bytes, expected at most {}, more than {} tokens "
+                                "can be",
+                                text.size(), most_text_, engine_->max_length()),
+                    request.chat ? "messages" : "prompt", "invalid_value"};
   if (request.chat || !request.add_special_tokens) return model_->tokenizer.encode(text, false);
   return model_->encode_prompt(text);
 }
@@ -250,6 +282,11 @@ void Service::complete(CompletionRequest request, const Responder& responder) {
     auto tokens = tokens_of(request, prompt);
     if (const auto* error = std::get_if<ApiError>(&tokens)) return refuse(responder, *error);
     prompts.push_back(std::get<std::vector<int32_t>>(std::move(tokens)));
+    if (prompts.back().size() > static_cast<size_t>(engine_->max_length()))  // before the next one
+      return refuse(responder, {400,
+                                fmt::format("prompt: found {} tokens, expected at most {}",
+                                            prompts.back().size(), engine_->max_length()),
+                                request.chat ? "messages" : "prompt", "invalid_value"});
     const auto point = choose_point(asked, prompts.back().size(), request.request.max_tokens);
     if (const auto* error = std::get_if<ApiError>(&point)) return refuse(responder, *error);
     points.push_back(std::get<int>(point));
@@ -298,15 +335,19 @@ void Service::news(const std::shared_ptr<CompletionAnswer>& answer) {
 void Service::tokenize(const std::string& body, const Responder& responder) {
   auto parsed = parse_tokenize(body);
   if (const auto* error = std::get_if<ApiError>(&parsed)) return refuse(responder, *error);
-  const auto& request = std::get<TokenizeRequest>(parsed);
-  std::vector<int32_t> tokens;
-  if (request.prompt) {
-    tokens = model_->tokenizer.encode(*request.prompt, request.add_special_tokens);
-  } else {
-    auto text = render(request.messages, request.tools);
-    if (const auto* error = std::get_if<ApiError>(&text)) return refuse(responder, *error);
-    tokens = model_->tokenizer.encode(std::get<std::string>(text), false);
-  }
+  auto& request = std::get<TokenizeRequest>(parsed);
+  const bool chat = !request.prompt;
+  auto text = chat ? render(request.messages, request.tools)
+                   : ApiResult<std::string>(std::move(*request.prompt));
+  if (const auto* error = std::get_if<ApiError>(&text)) return refuse(responder, *error);
+  const auto& whole = std::get<std::string>(text);
+  const size_t most = std::max(most_text_, kMostTokenized);
+  if (whole.size() > most)
+    return refuse(
+        responder,
+        {400, fmt::format("prompt: found {} bytes, expected at most {}", whole.size(), most),
+         chat ? "messages" : "prompt", "invalid_value"});
+  const auto tokens = model_->tokenizer.encode(whole, !chat && request.add_special_tokens);
   responder->send(200, kJson,
                   dump({{"count", tokens.size()},
                         {"max_model_len", engine_->max_length()},
@@ -317,6 +358,13 @@ void Service::detokenize(const std::string& body, const Responder& responder) {
   auto parsed = parse_detokenize(body);
   if (const auto* error = std::get_if<ApiError>(&parsed)) return refuse(responder, *error);
   const auto& tokens = std::get<std::vector<int32_t>>(parsed);
+  const int32_t largest = engine_->config().vocabulary - 1;
+  for (const int32_t token : tokens) {
+    if (token <= largest) continue;
+    return refuse(responder,
+                  {400, fmt::format("tokens: found {}, expected ids from 0 to {}", token, largest),
+                   "tokens", "invalid_value"});
+  }
   responder->send(200, kJson, dump({{"prompt", model_->tokenizer.decode(tokens, false)}}));
 }
 

@@ -38,7 +38,9 @@ class Service {
  private:
   using Responder = std::shared_ptr<HttpResponder>;
 
-  void refuse(const Responder& responder, const ApiError& error);
+  /// `allow`: a header that a 405 needs.
+  void refuse(const Responder& responder, const ApiError& error, std::string_view allow = {});
+  void refuse_method(const HttpRequest& request, const Responder& responder);
   bool authorized(const HttpRequest& request) const;
   void get(const HttpRequest& request, const Responder& responder);
   void post(const HttpRequest& request, const Responder& responder);
@@ -62,6 +64,9 @@ class Service {
   std::unordered_set<std::shared_ptr<CompletionAnswer>> answers_;
   int64_t open_ = 0;  // generations under way
   uint64_t next_id_ = 0;
+  // Bytes of a prompt. What is longer has too many tokens, and is refused without counting them:
+  // other clients would wait for that. Four times what the tokens can spell, for normalizers.
+  size_t most_text_ = 0;
   const std::chrono::steady_clock::time_point started_ = std::chrono::steady_clock::now();
 };
 

@@ -15,10 +15,10 @@ from tiny_model import make_model
 
 COUNTERS = """vllm:prompt_tokens_total vllm:generation_tokens_total vllm:prefix_cache_queries_total vllm:prefix_cache_hits_total
     vllm:num_preemptions_total vllm:request_success_total polar:kv_bytes_read_total polar:kv_bytes_skipped_total
-    polar:engine_steps_total polar:requests_total polar:requests_finished_total polar:requests_cancelled_total
+    polar:router_seconds_total polar:engine_steps_total polar:requests_total polar:requests_finished_total polar:requests_cancelled_total
     polar:clients_gone_total polar:requests_refused_total polar:queue_full_total""".split()
 GAUGES = """vllm:num_requests_running vllm:num_requests_waiting vllm:kv_cache_usage_perc vllm:cache_config_info polar:kv_density
-    polar:head_density polar:pages_cached""".split()
+    polar:head_density polar:neuron_density polar:pages_cached""".split()
 HISTOGRAMS = """vllm:time_to_first_token_seconds vllm:inter_token_latency_seconds vllm:e2e_request_latency_seconds
     vllm:request_queue_time_seconds vllm:request_prefill_time_seconds vllm:request_decode_time_seconds
     polar:first_token_steps""".split()
@@ -61,7 +61,7 @@ def check_format(text):
 
 with tempfile.TemporaryDirectory() as scratch:
     model = make_model(sys.argv[2], pathlib.Path(scratch) / "model")
-    with Server(sys.argv[1], model, "--kv-memory", "1MiB", "--served-model-name", 'a "name"', "--threads", 1) as server:
+    with Server(sys.argv[1], model, "--kv-memory", "1MiB", "--served-model-name", 'a "name"', "--threads", 1, "--device", "cpu") as server:
         types, histograms = check_format(server.request("GET", "/metrics")[1])
         for names, kind in ((COUNTERS, "counter"), (GAUGES, "gauge"), (HISTOGRAMS, "histogram")):
             for name in names:
@@ -94,6 +94,8 @@ with tempfile.TemporaryDirectory() as scratch:
         expect(values["vllm:generation_tokens_total"] == tokens, "tokens")
         expect(values["vllm:prompt_tokens_total"] == 20 * (answers + scored), "prompt tokens")
         expect(values["polar:head_density"] == values["polar:kv_density"] == 1, "dense steps read everything")
+        expect(values["polar:neuron_density"] == 1, "every neuron is computed")
+        expect(0 < values["polar:router_seconds_total"] < whole, f"time of plans: {values['polar:router_seconds_total']} s")
         expect(values["polar:kv_bytes_read_total"] > 0 == values["polar:kv_bytes_skipped_total"], "bytes")
         expect(server.terminate() == 0, "exit code")
 
