@@ -76,7 +76,7 @@ void CompletionAnswer::cancel() {
 }
 
 bool CompletionAnswer::pump() {
-  scheduled = false;
+  *scheduled = false;
   for (size_t i = 0; i < choices_.size() && !over_; ++i) {
     Choice& choice = choices_[i];
     bool news = false;

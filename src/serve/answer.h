@@ -35,7 +35,7 @@ struct Choice {
   bool begun = false;
 };
 
-/// Used on the server's thread only, but for `scheduled`.
+/// Used, and destroyed, on the server's thread only, but for `scheduled`.
 class CompletionAnswer {
  public:
   CompletionAnswer(CompletionRequest request, std::string id, std::string model,
@@ -55,7 +55,7 @@ class CompletionAnswer {
   int open_choices() const { return open_; }
 
   /// Whether pump() is already on its way: the engine's thread sets it, the server's clears it.
-  std::atomic<bool> scheduled{false};
+  const std::shared_ptr<std::atomic<bool>> scheduled = std::make_shared<std::atomic<bool>>(false);
 
  private:
   using Clock = std::chrono::steady_clock;

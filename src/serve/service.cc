@@ -302,9 +302,13 @@ void Service::complete(CompletionRequest request, const Responder& responder) {
       one.prompt = prompts[p];
       one.point = points[p];
       one.sampling.seed = seed + static_cast<uint64_t>(i);
-      one.on_news = [this, weak = std::weak_ptr(answer)] {
-        if (const auto strong = weak.lock(); strong && !strong->scheduled.exchange(true))
-          server_->post([this, strong] { news(strong); });
+      // On the engine's thread, which must not hold the answer: letting go of it last would end the
+      // answer, and with it a connection, there.
+      one.on_news = [this, weak = std::weak_ptr(answer), scheduled = answer->scheduled] {
+        if (scheduled->exchange(true)) return;
+        server_->post([this, weak] {
+          if (const auto strong = weak.lock()) news(strong);
+        });
       };
       auto generation = engine_->submit(std::move(one));
       if (!generation.ok()) {
