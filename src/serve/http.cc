@@ -297,30 +297,38 @@ class Connection final : public std::enable_shared_from_this<Connection> {
   bool begun_ = false, ended_ = false, writing_ = false, closed_ = false;
 };
 
+/// Holds its connection weakly: answers may outlive the server, and a connection must not, since
+/// its socket and timer live in the server's context. While it is open the server holds it.
 class Responder final : public HttpResponder {
  public:
-  Responder(std::shared_ptr<Connection> connection, uint64_t exchange)
+  Responder(std::weak_ptr<Connection> connection, uint64_t exchange)
       : connection_(std::move(connection)), exchange_(exchange) {}
   void send(int status, std::string_view type, std::string body,
             std::string_view headers) override {
-    connection_->send(exchange_, status, type, std::move(body), headers);
+    if (const auto open = connection_.lock())
+      open->send(exchange_, status, type, std::move(body), headers);
   }
   void begin(int status, std::string_view type) override {
-    connection_->begin(exchange_, status, type);
+    if (const auto open = connection_.lock()) open->begin(exchange_, status, type);
   }
-  void write(std::string_view piece) override { connection_->write(exchange_, piece); }
-  void end() override { connection_->end(exchange_); }
+  void write(std::string_view piece) override {
+    if (const auto open = connection_.lock()) open->write(exchange_, piece);
+  }
+  void end() override {
+    if (const auto open = connection_.lock()) open->end(exchange_);
+  }
   void on_gone(std::function<void()> gone) override {
-    connection_->on_gone(exchange_, std::move(gone));
+    if (const auto open = connection_.lock()) return open->on_gone(exchange_, std::move(gone));
+    gone();
   }
 
  private:
-  std::shared_ptr<Connection> connection_;
+  std::weak_ptr<Connection> connection_;
   uint64_t exchange_;
 };
 
 std::shared_ptr<HttpResponder> Connection::responder() {
-  return std::make_shared<Responder>(shared_from_this(), exchange_);
+  return std::make_shared<Responder>(weak_from_this(), exchange_);
 }
 
 Status Server::open() {

@@ -6,7 +6,7 @@ usage: lm_eval_task.py POLAR MODEL_FOLDER TEXT [--items 100]
        (pip install "lm-eval[api]" torch transformers; documents in TEXT are separated by the byte 0x1E)
 
 `choose` (multiple_choice, log-likelihoods through `echo`): the beginning of a passage and four continuations of equal length in words,
-three of them from elsewhere. The number of right answers may differ by one.
+three of them from elsewhere in the document. The number of right answers may differ by one.
 `write` (generate_until): the same beginnings are continued greedily up to a line's end; at most one answer in a hundred may differ
 (rounding may turn a tie).
 """
@@ -39,8 +39,7 @@ documents = [d.split() for d in pathlib.Path(arguments.text).read_text().split("
 documents = [d for d in documents if len(d) > 200]
 
 
-def passage(words):
-    document = draw.choice(documents)
+def passage(words, document):
     start = draw.randrange(len(document) - words)
     return document[start:start + words]
 
@@ -48,8 +47,9 @@ def passage(words):
 def make_items():
     items = []
     for _ in range(arguments.items):
-        words = passage(40)
-        choices = [" ".join(passage(6)) for _ in range(3)]
+        document = draw.choice(documents)
+        words = passage(40, document)
+        choices = [" ".join(passage(6, document)) for _ in range(3)]
         answer = draw.randrange(4)
         choices.insert(answer, " ".join(words[34:]))
         items.append({"context": " ".join(words[:34]), "choices": choices, "answer": answer, "goes_on": " ".join(words[34:])})

@@ -10,6 +10,7 @@ server with exit code 0.
 import argparse
 import asyncio
 import json
+import os
 import pathlib
 import random
 import sys
@@ -268,7 +269,8 @@ class Soak:
         self.check(metrics["polar:requests_cancelled_total"] > 0 and metrics["polar:clients_gone_total"] > 0, "nobody was cancelled")
         self.check(metrics["vllm:num_preemptions_total"] > 0, "memory was never short: the test is too easy")
         self.check(metrics["vllm:prefix_cache_hits_total"] > 0, "no page was shared")
-        self.check(end - warm <= 4 << 20, f"memory grew from {warm >> 10} to {end >> 10} KiB")
+        if "POLAR_SANITIZED" not in os.environ:  # sanitizers hold back what was freed
+            self.check(end - warm <= 4 << 20, f"memory grew from {warm >> 10} to {end >> 10} KiB")
         await self.calm(min(100, total // 10))
 
         # The end: what runs may finish, sockets that hang do not hold the server up.
