@@ -86,7 +86,7 @@ class Calibrator {
       result_.dense_perplexity = dense.dense_perplexity;
       POLAR_RETURN_IF_ERROR(state_.put("dense", {{"perplexity", result_.dense_perplexity}}));
     }
-    const NeedleResult dense = retrieval_->ask(nullptr);
+    const NeedleResult dense = sum_up(retrieval_->ask(nullptr));
     result_.dense_needles = dense.dense_correct;
     result_.needle_count = dense.count;
     return {};
@@ -238,7 +238,7 @@ class Calibrator {
                    evaluate(device_, weights_, slices_.held_out, planner.get(), evaluation));
       trial.loss = measured.ratio() - 1;
       trial.effective_density = measured.effective_density();
-      trial.needles = retrieval_->ask(planner.get()).sparse_correct;
+      trial.needles = sum_up(retrieval_->ask(planner.get())).sparse_correct;
       POLAR_RETURN_IF_ERROR(state_.put(key, {{"loss", trial.loss},
                                              {"density", trial.effective_density},
                                              {"needles", trial.needles}}));
@@ -256,7 +256,7 @@ class Calibrator {
     POLAR_ASSIGN(const Evaluation measured,
                  evaluate(device_, weights_, slices_.held_out, planner.get(),
                           evaluate_options(point.name + " beside dense")));
-    const NeedleResult needles = retrieval_->ask(planner.get());
+    const NeedleResult needles = sum_up(retrieval_->ask(planner.get()));
     sparsity::Quality quality;
     quality.perplexity_ratio = measured.ratio();
     quality.kl = measured.kl;

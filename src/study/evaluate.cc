@@ -1,6 +1,7 @@
 #include "study/evaluate.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 
 #include "backend/ranges.h"
@@ -14,7 +15,7 @@ namespace {
 /// What one row's two distributions say of each other and of the token that came.
 struct RowScore {
   double dense_loss = 0, sparse_loss = 0, kl = 0;
-  bool agree = true;
+  double agree = 1;
 };
 
 double log_sum_exp(const float* logits, int count, int* best) {
@@ -39,7 +40,7 @@ RowScore compare(const float* dense, const float* sparse, int vocabulary, int ta
     score.sparse_loss = sparse_log_sum - sparse[target];
   }
   if (dense == nullptr || sparse == nullptr) return score;
-  score.agree = dense_best == sparse_best;
+  score.agree = dense_best == sparse_best ? 1 : 0;
   for (int i = 0; i < vocabulary; ++i) {
     const double dense_log = dense[i] - dense_log_sum;
     score.kl +=
@@ -47,6 +48,24 @@ RowScore compare(const float* dense, const float* sparse, int vocabulary, int ta
   }
   return score;
 }
+
+/// Scores added up over rows.
+struct Sums {
+  int64_t tokens = 0;
+  double dense_loss = 0, sparse_loss = 0, kl = 0, agreeing = 0;
+
+  void add(const Sums& other) {
+    tokens += other.tokens;
+    dense_loss += other.dense_loss;
+    sparse_loss += other.sparse_loss;
+    kl += other.kl;
+    agreeing += other.agreeing;
+  }
+  void add(const RowScore& row) { add({1, row.dense_loss, row.sparse_loss, row.kl, row.agree}); }
+  double mean(double sum) const { return sum / static_cast<double>(tokens); }
+};
+
+constexpr int kPositionBuckets = 8;
 
 /// One evaluation: two caches, one decoder, windows scored a few rows at a time.
 class Evaluator {
@@ -74,11 +93,15 @@ class Evaluator {
       score_windows(window, count);
       if (options_.progress) options_.progress(window + count, windows_.count);
     }
+    Sums all;
+    for (const Sums& bucket : buckets_) all.add(bucket);
+    result_.tokens = all.tokens;
     result_.dense_perplexity =
-        dense_is_known() ? options_.known_dense_perplexity : std::exp(dense_loss_ / result_.tokens);
-    result_.sparse_perplexity = std::exp(sparse_loss_ / result_.tokens);
-    result_.kl /= result_.tokens;
-    result_.agreement /= result_.tokens;
+        dense_is_known() ? options_.known_dense_perplexity : std::exp(all.mean(all.dense_loss));
+    result_.sparse_perplexity = std::exp(all.mean(all.sparse_loss));
+    result_.kl = all.mean(all.kl);
+    result_.agreement = all.mean(all.agreeing);
+    if (!dense_is_known()) list_positions();
     if (chooses_neurons()) result_.neuron_share = planner_->neurons()->share();
     return result_;
   }
@@ -116,13 +139,14 @@ class Evaluator {
     // Row r predicts token r + 1; the prompt's last row predicts the first scored token.
     const int first_scored = std::max(begin, options_.prompt - 1);
     std::vector<Chunk> chunks;
-    std::vector<int32_t> logit_rows, targets;
+    std::vector<int32_t> logit_rows, targets, positions;
     for (int w = 0; w < count; ++w) {
       const std::span<const int32_t> window = windows_.at(first + w);
       chunks.push_back({w, begin, window.subspan(begin, end - begin), false});
       for (int row = first_scored; row < end; ++row) {
         logit_rows.push_back(w * (end - begin) + row - begin);
         targets.push_back(window[row + 1]);
+        positions.push_back(row + 1);
       }
     }
     std::vector<float> dense, sparse;
@@ -132,7 +156,7 @@ class Evaluator {
       sparse = step(*sparse_cache_, chunks, logit_rows, *planner_);
       if (!in_prompt) count_bytes(count, begin, end);
     }
-    add_scores(targets, dense, sparse);
+    add_scores(targets, positions, dense, sparse);
   }
 
   std::vector<float> step(SequenceCache& cache, std::span<const Chunk> chunks,
@@ -157,8 +181,8 @@ class Evaluator {
     }
   }
 
-  void add_scores(const std::vector<int32_t>& targets, const std::vector<float>& dense,
-                  const std::vector<float>& sparse) {
+  void add_scores(const std::vector<int32_t>& targets, const std::vector<int32_t>& positions,
+                  const std::vector<float>& dense, const std::vector<float>& sparse) {
     const auto rows = static_cast<int64_t>(targets.size());
     std::vector<RowScore> scores(rows);
     pool_.parallel_for(rows, 1, [&](int64_t from, int64_t to, int) {
@@ -169,13 +193,26 @@ class Evaluator {
                             targets[i]);
       }
     });
-    for (const RowScore& score : scores) {
-      dense_loss_ += score.dense_loss;
-      sparse_loss_ += score.sparse_loss;
-      result_.kl += score.kl;
-      result_.agreement += score.agree ? 1 : 0;
+    for (int64_t i = 0; i < rows; ++i) buckets_[bucket_of(positions[i])].add(scores[i]);
+  }
+
+  int bucket_of(int position) const {
+    return static_cast<int>(static_cast<int64_t>(position) * kPositionBuckets / windows_.context);
+  }
+
+  /// The first position of a bucket.
+  int begin_of(int bucket) const {
+    return (bucket * windows_.context + kPositionBuckets - 1) / kPositionBuckets;
+  }
+
+  void list_positions() {
+    for (int i = 0; i < kPositionBuckets; ++i) {
+      const Sums& sums = buckets_[i];
+      if (sums.tokens == 0) continue;
+      result_.positions.push_back(
+          {begin_of(i), begin_of(i + 1), sums.tokens, std::exp(sums.mean(sums.dense_loss)),
+           std::exp(sums.mean(sums.sparse_loss)), sums.mean(sums.kl), sums.mean(sums.agreeing)});
     }
-    result_.tokens += rows;
   }
 
   backend::Device& device_;
@@ -188,7 +225,7 @@ class Evaluator {
   std::unique_ptr<SequenceCache> dense_cache_, sparse_cache_;
   ThreadPool pool_{0};
   Evaluation result_;
-  double dense_loss_ = 0, sparse_loss_ = 0;
+  std::array<Sums, kPositionBuckets> buckets_;  // by the position of the token that is predicted
 };
 
 }  // namespace

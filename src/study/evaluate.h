@@ -43,6 +43,14 @@ struct EvaluateOptions {
   std::function<void(int done, int windows)> progress;
 };
 
+/// Quality of the scored tokens at positions [begin, end) of their windows.
+struct PositionBucket {
+  int begin = 0, end = 0;
+  int64_t tokens = 0;
+  double dense_perplexity = 0, sparse_perplexity = 0;
+  double kl = 0, agreement = 0;  // as in Evaluation
+};
+
 struct Evaluation {
   int64_t tokens = 0;  // scored
   double dense_perplexity = 0;
@@ -51,6 +59,8 @@ struct Evaluation {
   double agreement = 0;  // share of scored tokens whose likeliest next token is the same
   double kv_bytes = 0, dense_kv_bytes = 0;  // read by the scored rows, page indices included
   double neuron_share = 1;  // neurons computed / all, over the steps of scored rows and layers
+  /// Eighths of the context that hold scored tokens, in their order.
+  std::vector<PositionBucket> positions;
 
   double ratio() const { return sparse_perplexity / dense_perplexity; }
   double effective_density() const { return dense_kv_bytes > 0 ? kv_bytes / dense_kv_bytes : 1.0; }

@@ -2,6 +2,7 @@
 
 #include <gmock/gmock.h>
 
+#include <cmath>
 #include <cstdlib>
 #include <fstream>
 #include <sstream>
@@ -118,6 +119,14 @@ TEST_F(TrainedModel, APolicyThatSkipsNothingChangesNothing) {
   EXPECT_EQ(result.agreement, 1.0);
   EXPECT_NEAR(result.kl, 0.0, 1e-9);
   EXPECT_EQ(result.tokens, 1024 - 100);
+  ASSERT_EQ(result.positions.size(), 8u);
+  EXPECT_EQ(result.positions[0].tokens, 128 - 100);
+  double loss = 0;
+  for (const PositionBucket& bucket : result.positions) {
+    EXPECT_EQ(bucket.end - bucket.begin, 128);
+    loss += std::log(bucket.dense_perplexity) * static_cast<double>(bucket.tokens);
+  }
+  EXPECT_NEAR(std::exp(loss / (1024 - 100)), result.dense_perplexity, 1e-9);
   EXPECT_EQ(result.effective_density(), 1.0);
 }
 

@@ -59,11 +59,6 @@ double log_probability(const float* row, int count, int token) {
   return row[token] - top - std::log(sum);
 }
 
-struct Answer {
-  bool correct = true;
-  double log_probability = 0;
-};
-
 Answer judge(const std::vector<float>& logits, const Passage& passage, int vocabulary) {
   Answer answer;
   for (size_t i = 0; i < passage.scored_rows.size(); ++i) {
@@ -156,36 +151,79 @@ Result<std::unique_ptr<Retrieval>> Retrieval::create(backend::Device& device,
   return made;
 }
 
-Retrieval::Answers Retrieval::answer(model::Planner& planner) {
-  Answers all;
-  const int vocabulary = weights_.config.vocabulary;
-  for (size_t i = 0; i < needles_.size(); ++i) {
-    const Passage& passage = needles_[i].passage;
-    const Chunk asked{static_cast<int>(i), passage.prompt,
-                      std::span(passage.tokens).subspan(passage.prompt), true};
-    std::vector<int32_t> logit_rows;
-    for (const int32_t row : passage.scored_rows) logit_rows.push_back(row - passage.prompt);
+/// Logits of a needle's scored rows. Rows behind the prompt run as decode steps do: together where
+/// each is planned alone, one by one where the rows of a step share a set of neurons.
+std::vector<float> Retrieval::asked_logits(int needle, model::Planner& planner) {
+  const Passage& passage = needles_[needle].passage;
+  const auto end = static_cast<int>(passage.tokens.size());
+  const int step = planner.neurons() != nullptr ? 1 : end - passage.prompt;
+  const auto vocabulary = static_cast<size_t>(weights_.config.vocabulary);
+  std::vector<float> all;
+  auto scored = passage.scored_rows.begin();
+  for (int begin = passage.prompt; begin < end; begin += step) {
+    std::vector<int32_t> rows;
+    for (; scored != passage.scored_rows.end() && *scored < begin + step; ++scored)
+      rows.push_back(*scored - begin);
+    const Chunk asked{needle, begin, std::span(passage.tokens).subspan(begin, step), true};
     const float* logits =
-        decoder_->forward(cache_->pack({&asked, 1}, logit_rows), cache_->kv(), planner, nullptr);
-    std::vector<float> host(logit_rows.size() * static_cast<size_t>(vocabulary));
-    device_.download(host.data(), logits, host.size() * sizeof(float));
-    const Answer answer = judge(host, passage, vocabulary);
-    all.correct += answer.correct ? 1 : 0;
-    all.log_probability += answer.log_probability / static_cast<double>(needles_.size());
+        decoder_->forward(cache_->pack({&asked, 1}, rows), cache_->kv(), planner, nullptr);
+    const size_t seen = all.size();
+    all.resize(seen + rows.size() * vocabulary);
+    if (!rows.empty())
+      device_.download(all.data() + seen, logits, (all.size() - seen) * sizeof(float));
   }
   return all;
 }
 
-NeedleResult Retrieval::ask(model::Planner* planner) {
+std::vector<Answer> Retrieval::answer(model::Planner& planner) {
+  std::vector<Answer> answers;
+  for (size_t i = 0; i < needles_.size(); ++i) {
+    answers.push_back(judge(asked_logits(static_cast<int>(i), planner), needles_[i].passage,
+                            weights_.config.vocabulary));
+  }
+  return answers;
+}
+
+std::vector<NeedleAnswers> Retrieval::ask(model::Planner* planner) {
+  std::vector<Answer> sparse = dense_;
+  if (planner != nullptr) sparse = answer(*planner);
+  std::vector<NeedleAnswers> answers;
+  for (size_t i = 0; i < needles_.size(); ++i) {
+    const Needle& needle = needles_[i];
+    answers.push_back({static_cast<int>(needle.passage.tokens.size()), needle.wording, needle.depth,
+                       dense_[i], sparse[i]});
+  }
+  return answers;
+}
+
+NeedleResult sum_up(std::span<const NeedleAnswers> answers) {
   NeedleResult result;
-  result.count = static_cast<int>(needles_.size());
-  result.dense_correct = dense_.correct;
-  result.dense_log_probability = dense_.log_probability;
-  if (planner == nullptr) return result;
-  const Answers sparse = answer(*planner);
-  result.sparse_correct = sparse.correct;
-  result.sparse_log_probability = sparse.log_probability;
+  result.count = static_cast<int>(answers.size());
+  for (const NeedleAnswers& answer : answers) {
+    result.dense_correct += answer.dense.correct ? 1 : 0;
+    result.sparse_correct += answer.sparse.correct ? 1 : 0;
+    result.dense_log_probability += answer.dense.log_probability / result.count;
+    result.sparse_log_probability += answer.sparse.log_probability / result.count;
+  }
   return result;
+}
+
+Result<std::vector<NeedleAnswers>> ask_once(backend::Device& device, const model::Weights& weights,
+                                            std::span<const Needle> needles,
+                                            model::Planner* planner, DType kv_dtype,
+                                            const std::function<void(int done, int of)>& progress,
+                                            int at_once) {
+  std::vector<NeedleAnswers> all;
+  while (all.size() < needles.size()) {
+    const size_t count = std::min<size_t>(at_once, needles.size() - all.size());
+    const auto some = needles.subspan(all.size(), count);
+    POLAR_ASSIGN(const auto retrieval,
+                 Retrieval::create(device, weights, {some.begin(), some.end()}, kv_dtype));
+    const std::vector<NeedleAnswers> answers = retrieval->ask(planner);
+    all.insert(all.end(), answers.begin(), answers.end());
+    if (progress) progress(static_cast<int>(all.size()), static_cast<int>(needles.size()));
+  }
+  return all;
 }
 
 }  // namespace polar::study

@@ -3,6 +3,7 @@
 // whether a policy can still find it.
 
 #include <functional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -34,12 +35,28 @@ Result<std::vector<Needle>> make_needles(const std::string& where,
                                          int leading, int length, int count, int first_wording,
                                          int last_wording, uint64_t seed);
 
+/// One way of answering one retrieval prompt.
+struct Answer {
+  bool correct = true;         // every token of the answer is the likeliest
+  double log_probability = 0;  // of the whole answer, nats
+};
+
+/// The answers to one retrieval prompt, and what kind of prompt it is.
+struct NeedleAnswers {
+  int length = 0;  // tokens
+  int wording = 0;
+  double depth = 0;
+  Answer dense, sparse;
+};
+
+/// Sums over retrieval prompts.
 struct NeedleResult {
   int count = 0;
-  int dense_correct = 0, sparse_correct = 0;  // every token of the answer is the likeliest
+  int dense_correct = 0, sparse_correct = 0;
   double dense_log_probability = 0,
          sparse_log_probability = 0;  // of the whole answer, mean over prompts, nats
 };
+NeedleResult sum_up(std::span<const NeedleAnswers> answers);
 
 /// Asks the same retrieval prompts again and again. The prompts are prefilled once, dense; their KV
 /// is kept (needles x length tokens of it), only the questions run.
@@ -50,17 +67,14 @@ class Retrieval {
       backend::Device& device, const model::Weights& weights, std::vector<Needle> needles,
       DType kv_dtype, backend::PageScore page_score = backend::PageScore::kMean);
 
-  /// The dense answers beside those with `planner` (null: dense alone).
-  NeedleResult ask(model::Planner* planner);
+  /// The dense answers beside those with `planner` (null: dense alone), one per needle.
+  std::vector<NeedleAnswers> ask(model::Planner* planner);
 
  private:
-  struct Answers {
-    int correct = 0;
-    double log_probability = 0;
-  };
   Retrieval(backend::Device& device, const model::Weights& weights, std::vector<Needle> needles)
       : device_(device), weights_(weights), needles_(std::move(needles)) {}
-  Answers answer(model::Planner& planner);
+  std::vector<Answer> answer(model::Planner& planner);
+  std::vector<float> asked_logits(int needle, model::Planner& planner);
 
   backend::Device& device_;
   const model::Weights& weights_;
@@ -68,7 +82,15 @@ class Retrieval {
   std::unique_ptr<model::Decoder> decoder_;
   std::unique_ptr<SequenceCache> cache_;
   model::DensePlanner dense_planner_;
-  Answers dense_;
+  std::vector<Answer> dense_;
 };
+
+/// Asks every prompt once, a few at a time: memory holds the KV of `at_once` prompts, however many
+/// there are. `planner` null: dense alone.
+Result<std::vector<NeedleAnswers>> ask_once(backend::Device& device, const model::Weights& weights,
+                                            std::span<const Needle> needles,
+                                            model::Planner* planner, DType kv_dtype,
+                                            const std::function<void(int done, int of)>& progress,
+                                            int at_once = 4);
 
 }  // namespace polar::study
