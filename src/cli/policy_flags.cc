@@ -105,10 +105,10 @@ Result<Sparse> make_attention(const ModelFlags& flags, const study::Policy& poli
   Sparse sparse{study::policy_name(policy.kind), nullptr};
   sparsity::Profile profile;
   if (!flags.profile.empty()) {
-    POLAR_ASSIGN(profile, sparsity::read_profile(flags.profile));
-    POLAR_RETURN_IF_ERROR(sparsity::check_profile(profile, flags.profile, config.layers,
-                                                  config.kv_heads,
-                                                  file != nullptr ? file->fingerprint() : ""));
+    POLAR_ASSIGN(profile,
+                 sparsity::open_profile(flags.profile,
+                                        {config.layers, config.hidden, config.kv_heads, config.ffn},
+                                        file != nullptr ? file->fingerprint() : ""));
     if (policy.kind == study::PolicyKind::kDense) {
       POLAR_ASSIGN(const int point, sparsity::find_point(profile, flags.profile, flags.point));
       sparse.name = profile.points[point].name;

@@ -17,10 +17,11 @@ Result<std::unique_ptr<LoadedModel>> load_model(const std::string& path,
   POLAR_ASSIGN(std::optional<ChatFormat> chat, ChatFormat::load(*file, tokenizer));
   std::optional<sparsity::Profile> profile;
   if (!profile_directory.empty()) {
-    POLAR_ASSIGN(profile, sparsity::read_profile(profile_directory));
-    POLAR_RETURN_IF_ERROR(sparsity::check_profile(*profile, profile_directory,
-                                                  file->config().layers, file->config().kv_heads,
-                                                  file->fingerprint()));
+    const model::ModelConfig& config = file->config();
+    POLAR_ASSIGN(profile,
+                 sparsity::open_profile(profile_directory,
+                                        {config.layers, config.hidden, config.kv_heads, config.ffn},
+                                        file->fingerprint()));
   }
   POLAR_ASSIGN(auto weights, model::load_weights(*device, *file));
   return std::unique_ptr<LoadedModel>(new LoadedModel{

@@ -4,9 +4,8 @@
 
 namespace polar::model {
 
-Result<std::unique_ptr<ProfilePlanner>> ProfilePlanner::create(
-    backend::Device& device, const sparsity::Profile& profile,
-    std::shared_ptr<const sparsity::Routers> routers) {
+Result<std::unique_ptr<ProfilePlanner>> ProfilePlanner::create(backend::Device& device,
+                                                               const sparsity::Profile& profile) {
   if (profile.page_score != backend::PageScore::kMean && !device.info().is_cpu) {
     return bad_input("profile", "page_score", backend::page_score_name(profile.page_score),
                      "mean on " + device.info().name);
@@ -32,7 +31,7 @@ Result<std::unique_ptr<ProfilePlanner>> ProfilePlanner::create(
   POLAR_ASSIGN(planner->limits_, device.allocate(limit_bytes, "a profile"));
   device.upload(planner->budgets_.data(), budgets.data(), budget_bytes);
   device.upload(planner->limits_.data(), limits.data(), limit_bytes);
-  planner->routers_ = std::move(routers);
+  planner->routers_ = profile.routers;
   if (planner->routers_ != nullptr) POLAR_RETURN_IF_ERROR(planner->prepare_routers(device));
   return planner;
 }

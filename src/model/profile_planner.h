@@ -2,7 +2,6 @@
 
 #include "model/decoder.h"
 #include "sparsity/profile.h"
-#include "sparsity/routers.h"
 
 namespace polar::model {
 
@@ -10,10 +9,10 @@ namespace polar::model {
 /// (Batch::point) picks among them.
 class ProfilePlanner : public Planner {
  public:
-  /// `routers` choose among the routed units; without them no routed unit is chosen.
-  static Result<std::unique_ptr<ProfilePlanner>> create(
-      backend::Device& device, const sparsity::Profile& profile,
-      std::shared_ptr<const sparsity::Routers> routers = nullptr);
+  /// The profile's routers choose among the routed units of layers that have one; the routed units
+  /// of the others fall back.
+  static Result<std::unique_ptr<ProfilePlanner>> create(backend::Device& device,
+                                                        const sparsity::Profile& profile);
   void plan(const LayerContext& context) override;
   bool selects_pages() const override;
   backend::PageScore page_score() const override { return page_score_; }

@@ -38,6 +38,34 @@ bool Profile::selects_pages(int layer) const {
   return false;
 }
 
+bool Profile::routes_units(int layer) const {
+  const auto routed = [](const UnitBudget& budget) { return budget.kind == ReadKind::kRouted; };
+  return std::any_of(points.begin(), points.end(), [&](const OperatingPoint& point) {
+    const auto begin = point.budgets.begin() + static_cast<ptrdiff_t>(layer) * kv_heads;
+    return std::any_of(begin, begin + kv_heads, routed);
+  });
+}
+
+Result<Profile> open_profile(const std::string& directory, const ModelShape& shape,
+                             const std::string& fingerprint) {
+  POLAR_ASSIGN(Profile profile, read_profile(directory));
+  POLAR_RETURN_IF_ERROR(
+      check_profile(profile, directory, shape.layers, shape.kv_heads, fingerprint));
+  for (int layer = 0; layer < shape.layers; ++layer) {
+    if (!profile.routes_units(layer)) continue;
+    if (profile.routers == nullptr) {
+      POLAR_ASSIGN(Routers routers,
+                   read_routers(directory, shape.layers, shape.hidden, shape.kv_heads, shape.ffn));
+      profile.routers = std::make_shared<const Routers>(std::move(routers));
+    }
+    if (profile.routers->heads[layer].weight.empty()) {
+      return bad_input(directory, "layers." + std::to_string(layer) + ".head_router.weight",
+                       "no router", "one: the profile routes units of this layer");
+    }
+  }
+  return profile;
+}
+
 Profile dense_profile(int layers, int kv_heads) {
   const std::vector<UnitBudget> full(static_cast<size_t>(layers) * kv_heads);
   Profile profile;

@@ -2,11 +2,13 @@
 // Policy as data: what each unit (layer, KV head) may read at each operating point, bound to the
 // model it was made for (docs/sparsity.md holds the format).
 
+#include <memory>
 #include <string>
 #include <vector>
 
 #include "backend/step.h"
 #include "core/error.h"
+#include "sparsity/routers.h"
 
 namespace polar::sparsity {
 
@@ -43,9 +45,14 @@ struct Profile {
   /// What the model's answers lose (KL, nats per token) when one unit alone falls back, [layers *
   /// kv_heads]: on plain text, and on retrieval prompts. Empty: not measured.
   std::vector<double> text_importance, retrieval_importance;
+  /// What chooses among routed units; null where no unit is routed.
+  std::shared_ptr<const Routers> routers;
 
   /// Whether some unit of a layer chooses among its pages, at some point.
   bool selects_pages(int layer) const;
+
+  /// Whether some unit of a layer is routed, at some point.
+  bool routes_units(int layer) const;
 
   /// Index of a point by name, or -1.
   int find(const std::string& name) const;
@@ -73,6 +80,20 @@ const char* kind_name(backend::ReadKind kind);
 /// Errors: a name that the profile does not have.
 Result<int> find_point(const Profile& profile, const std::string& directory,
                        const std::string& name);
+
+/// The shape of a model, as far as profiles and routers depend on it.
+struct ModelShape {
+  int layers = 0;
+  int hidden = 0;
+  int kv_heads = 0;
+  int ffn = 0;
+};
+
+/// Reads DIR/profile.json, checks it against a model and, where it routes units, reads
+/// DIR/routers.safetensors. Errors: as read_profile,
+/// check_profile and read_routers; a routed layer without a router.
+Result<Profile> open_profile(const std::string& directory, const ModelShape& shape,
+                             const std::string& fingerprint);
 
 /// Says why a profile does not belong to a model of this shape and fingerprint, if it does not.
 Status check_profile(const Profile& profile, const std::string& directory, int layers, int kv_heads,

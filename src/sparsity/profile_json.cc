@@ -1,11 +1,14 @@
 // The profile's file: JSON for people and scripts, checked key by key.
 
+#include <algorithm>
 #include <cmath>
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <span>
 #include <sstream>
+#include <utility>
 
 #include "io/atomic_file.h"
 #include "sparsity/profile.h"
@@ -23,8 +26,11 @@ constexpr int kMostLayers = 4096;
 constexpr int kMostHeads = 4096;
 
 std::string budget_text(const UnitBudget& budget) {
-  if (budget.kind == ReadKind::kPages) return "pages:" + std::to_string(budget.pages_per_mille);
-  return kind_name(budget.kind);
+  const std::string pages = "pages:" + std::to_string(budget.pages_per_mille);
+  if (budget.kind == ReadKind::kPages) return pages;
+  if (budget.kind != ReadKind::kRouted) return kind_name(budget.kind);
+  return "routed, else " +
+         (budget.fallback == ReadKind::kPages ? pages : kind_name(budget.fallback));
 }
 
 ordered_json point_json(const OperatingPoint& point, int layers, int kv_heads) {
@@ -39,6 +45,7 @@ ordered_json point_json(const OperatingPoint& point, int layers, int kv_heads) {
   return {{"name", point.name},
           {"sink", point.limits.sink},
           {"recent", point.limits.recent},
+          {"routed", point.limits.routed},
           {"quality",
            {{"max_loss", quality.max_loss},
             {"perplexity_ratio", quality.perplexity_ratio},
@@ -98,27 +105,50 @@ class Reader {
   std::string path_;
 };
 
+/// A budget that no router decides, or nothing.
+std::optional<UnitBudget> fixed_budget(const std::string& text) {
+  UnitBudget budget;
+  for (const ReadKind kind : {ReadKind::kNone, ReadKind::kWindow, ReadKind::kFull}) {
+    budget.kind = kind;
+    if (text == kind_name(kind)) return budget;
+  }
+  const bool pages = text.starts_with("pages:") && text.size() <= 10 && text.size() > 6 &&
+                     text.find_first_not_of("0123456789", 6) == std::string::npos;
+  const int per_mille = pages ? std::stoi(text.substr(6)) : 0;
+  if (per_mille < 1 || per_mille > 1000) return std::nullopt;
+  return UnitBudget{ReadKind::kPages, ReadKind::kWindow, static_cast<uint16_t>(per_mille)};
+}
+
 Result<UnitBudget> read_budget(const Reader& reader, const std::string& key,
                                const ordered_json& value) {
-  const char* const expected = "none, window, pages:N (N per mille, 1 to 1000), full or routed";
+  const char* const expected =
+      "none, window, pages:N (N per mille, 1 to 1000), full, or routed, else none, window or "
+      "pages:N";
   if (!value.is_string()) return reader.wrong(key, Reader::short_text(value), expected);
   const auto text = value.get<std::string>();
-  UnitBudget budget;
-  if (text.starts_with("pages:") && text.size() <= 10 && text.size() > 6 &&
-      text.find_first_not_of("0123456789", 6) == std::string::npos) {
-    const int per_mille = std::stoi(text.substr(6));
-    if (per_mille < 1 || per_mille > 1000) return reader.wrong(key, "'" + text + "'", expected);
-    budget.kind = ReadKind::kPages;
-    budget.pages_per_mille = static_cast<uint16_t>(per_mille);
-    return budget;
+  const std::string_view routed = "routed, else ";
+  const bool is_routed = text.starts_with(routed);
+  std::optional<UnitBudget> budget = fixed_budget(is_routed ? text.substr(routed.size()) : text);
+  // A routed unit is full where it is chosen; to be full elsewhere too is no choice.
+  if (budget && is_routed && budget->kind == ReadKind::kFull) budget.reset();
+  if (!budget) return reader.wrong(key, Reader::short_text(value), expected);
+  if (is_routed) budget->fallback = std::exchange(budget->kind, ReadKind::kRouted);
+  return *budget;
+}
+
+/// Routed units chosen per row and layer: at least one where units are routed, no more than a layer
+/// has; elsewhere the key may be missing.
+Result<int> read_routed(const Reader& reader, const std::string& key, const ordered_json& json,
+                        const OperatingPoint& point, int kv_heads) {
+  const bool routes = std::any_of(point.budgets.begin(), point.budgets.end(),
+                                  [](const auto& unit) { return unit.kind == ReadKind::kRouted; });
+  if (!routes && !json.contains("routed")) return 0;
+  const auto routed = reader.whole(json, "routed", routes ? 1 : 0, kv_heads);
+  if (!routed.ok() && !json.contains("routed")) {
+    return reader.wrong(key + ".routed", "nothing, though units are routed",
+                        "a whole number from 1 to " + std::to_string(kv_heads));
   }
-  for (const ReadKind kind :
-       {ReadKind::kNone, ReadKind::kWindow, ReadKind::kFull, ReadKind::kRouted}) {
-    if (text != kind_name(kind)) continue;
-    budget.kind = kind;
-    return budget;
-  }
-  return reader.wrong(key, Reader::short_text(value), expected);
+  return routed;
 }
 
 /// How pages are scored; a profile that does not say so was made with mean keys.
@@ -145,6 +175,10 @@ Result<OperatingPoint> read_point(const Reader& reader, const ordered_json& json
     POLAR_ASSIGN(point.quality.kl, reader.number(*quality, "kl"));
     POLAR_ASSIGN(point.quality.agreement, reader.number(*quality, "agreement"));
     POLAR_ASSIGN(point.quality.effective_density, reader.number(*quality, "effective_density"));
+    if (!(point.quality.effective_density > 0 && point.quality.effective_density <= 1)) {
+      return reader.wrong(key + ".quality.effective_density",
+                          std::to_string(point.quality.effective_density), "a share in (0, 1]");
+    }
     POLAR_ASSIGN(point.quality.text, reader.text(*quality, "text"));
     if (const auto needles = quality->find("needles");
         needles != quality->end() && needles->is_object()) {
@@ -172,6 +206,7 @@ Result<OperatingPoint> read_point(const Reader& reader, const ordered_json& json
       point.budgets.push_back(budget);
     }
   }
+  POLAR_ASSIGN(point.limits.routed, read_routed(reader, key, json, point, profile.kv_heads));
   return point;
 }
 

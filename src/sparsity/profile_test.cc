@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <unistd.h>
 
+#include <cmath>
 #include <filesystem>
 #include <fstream>
 #include <sstream>
@@ -33,8 +34,9 @@ class ProfileFile : public testing::Test {
   }
   /// Writes a good profile with one passage replaced, and returns the sentence that reading it
   /// gives.
-  std::string complaint(const std::string& from, const std::string& to) {
-    EXPECT_TRUE(write_profile(folder(), sample()).ok());
+  std::string complaint(const std::string& from, const std::string& to,
+                        const Profile& good = sample()) {
+    EXPECT_TRUE(write_profile(folder(), good).ok());
     std::string changed = text();
     const size_t at = changed.find(from);
     EXPECT_NE(at, std::string::npos) << from;
@@ -45,6 +47,29 @@ class ProfileFile : public testing::Test {
     EXPECT_THAT(message, HasSubstr("profile.json: "));
     EXPECT_EQ(message.find('\n'), std::string::npos);
     return message;
+  }
+
+  /// Layer 1 is hybrid: one unit static, the other routed; layer 2 is routed with pages below.
+  static Profile routed_sample() {
+    Profile profile = sample();
+    std::vector<backend::UnitBudget>& budgets = profile.points[1].budgets;
+    budgets[2] = {ReadKind::kFull, ReadKind::kWindow, 0};
+    budgets[3] = {ReadKind::kRouted, ReadKind::kNone, 0};
+    budgets[4] = {ReadKind::kRouted, ReadKind::kPages, 125};
+    budgets[5] = {ReadKind::kRouted, ReadKind::kWindow, 0};
+    profile.points[1].limits.routed = 1;
+    return profile;
+  }
+
+  static Routers routers() {
+    Routers routers;
+    routers.hidden = 4;
+    routers.kv_heads = 2;
+    routers.ffn = 8;
+    routers.heads.resize(3);
+    routers.mlps.resize(3);
+    for (const int layer : {1, 2}) routers.heads[layer] = {{1, 2, 3, 4, 5, 6, 7, 8}, {0.5, -0.5}};
+    return routers;
   }
 
   static Profile sample() {
@@ -100,7 +125,68 @@ TEST_F(ProfileFile, SaysWhatIsWrong) {
   EXPECT_THAT(complaint("\"sink\": 1", "\"sink\": -1"), HasSubstr("sink"));
   EXPECT_THAT(complaint("\"context_max\": 2048", "\"context_max\": 1e99"),
               HasSubstr("context_max"));
+  EXPECT_THAT(complaint("\"effective_density\": 0.31", "\"effective_density\": 0"),
+              HasSubstr("effective_density"));
+  EXPECT_THAT(complaint("\"effective_density\": 0.31", "\"effective_density\": 1.31"),
+              HasSubstr("a share in (0, 1]"));
   EXPECT_THAT(complaint("\"kl\": 0.0", "\"kl\": null"), HasSubstr("kl"));
+}
+
+TEST_F(ProfileFile, RoutedAndHybridLayersRoundTripWithTheirRouters) {
+  const Profile written = routed_sample();
+  ASSERT_TRUE(write_profile(folder(), written).ok());
+  ASSERT_TRUE(write_routers(folder(), routers()).ok());
+  const auto read = open_profile(folder(), {3, 4, 2, 8}, written.fingerprint);
+  ASSERT_TRUE(read.ok()) << read.error().message;
+  EXPECT_EQ(read->points[1].limits.routed, 1);
+  EXPECT_EQ(read->points[0].limits.routed, 0);
+  for (size_t u = 0; u < 6; ++u) {
+    const auto &one = written.points[1].budgets[u], &two = read->points[1].budgets[u];
+    EXPECT_EQ(one.kind, two.kind) << u;
+    EXPECT_EQ(one.pages_per_mille, two.pages_per_mille) << u;
+    EXPECT_EQ(one.fallback, two.fallback) << u;
+  }
+  ASSERT_NE(read->routers, nullptr);
+  EXPECT_EQ(read->routers->heads[2].weight, routers().heads[2].weight);
+  EXPECT_TRUE(read->selects_pages(2));
+  EXPECT_FALSE(read->routes_units(0));
+}
+
+TEST_F(ProfileFile, ARoutedProfileIsRefusedWithoutItsRouters) {
+  ASSERT_TRUE(write_profile(folder(), routed_sample()).ok());
+  const auto open = [&] {
+    const auto profile = open_profile(folder(), {3, 4, 2, 8}, "0123456789abcdef");
+    return profile.ok() ? std::string() : profile.error().message;
+  };
+  EXPECT_THAT(open(), HasSubstr("routers.safetensors"));
+  Routers some = routers();
+  some.heads[2] = {};
+  ASSERT_TRUE(write_routers(folder(), some).ok());
+  EXPECT_THAT(open(), HasSubstr("layers.2.head_router.weight: found no router"));
+  some = routers();
+  some.heads[1].bias[1] = NAN;
+  ASSERT_TRUE(write_routers(folder(), some).ok());
+  EXPECT_THAT(open(), HasSubstr("layers.1.head_router.bias: found nan, expected finite"));
+  ASSERT_TRUE(write_routers(folder(), routers()).ok());
+  EXPECT_EQ(open(), "");
+  const auto file = std::filesystem::path(folder()) / "routers.safetensors";
+  for (auto size = std::filesystem::file_size(file) - 1; size > 0; size = size * 2 / 3) {
+    std::filesystem::resize_file(file, size);
+    EXPECT_THAT(open(), HasSubstr("routers.safetensors: ")) << size;
+    EXPECT_EQ(open().find('\n'), std::string::npos);
+  }
+}
+
+TEST_F(ProfileFile, SaysWhatIsWrongWithRoutedUnits) {
+  const auto told = [&](const std::string& from, const std::string& to) {
+    return complaint(from, to, routed_sample());
+  };
+  EXPECT_THAT(told("\"routed\": 1", "\"routed\": 0"), HasSubstr("routed: found 0"));
+  EXPECT_THAT(told("\"routed\": 1", "\"routed\": 3"), HasSubstr("routed: found 3"));
+  EXPECT_THAT(told("\"routed\": 1", "\"other\": 1"), HasSubstr("nothing, though units are"));
+  EXPECT_THAT(told("routed, else pages:125", "routed, else pages:0"), HasSubstr("pages:0"));
+  EXPECT_THAT(told("routed, else none", "routed, else full"), HasSubstr("else full"));
+  EXPECT_THAT(told("routed, else none", "routed"), HasSubstr("found \"routed\""));
 }
 
 TEST_F(ProfileFile, SurvivesEveryCut) {

@@ -35,12 +35,17 @@ const char* policy_name(PolicyKind kind) {
 
 namespace {
 
+/// Per mille of a unit's pages.
+uint16_t fallback_pages(const Policy& policy) {
+  return static_cast<uint16_t>(std::lround(policy.pages * 1000));
+}
+
 backend::UnitBudget fallback_budget(const Policy& policy) {
   backend::UnitBudget budget;
   budget.kind = policy.fallback == Fallback::kNone     ? backend::ReadKind::kNone
                 : policy.fallback == Fallback::kWindow ? backend::ReadKind::kWindow
                                                        : backend::ReadKind::kPages;
-  budget.pages_per_mille = static_cast<uint16_t>(std::lround(policy.pages * 1000));
+  budget.pages_per_mille = fallback_pages(policy);
   return budget;
 }
 
@@ -60,6 +65,7 @@ sparsity::Profile two_points(const Policy& policy, const model::ModelConfig& con
   }
   for (const int unit : full) point.budgets[unit] = {};
   profile.points.push_back(std::move(point));
+  if (policy.kind == PolicyKind::kRouted) profile.routers = policy.routers;
   return profile;
 }
 
@@ -94,17 +100,24 @@ Status validate(const Policy& policy, const model::ModelConfig& config) {
     return bad_input("command line", flag, std::to_string(share), "a share in (0, 1]");
   };
   POLAR_RETURN_IF_ERROR(check_share("--density", policy.density));
-  return check_share("--pages", policy.pages);
+  POLAR_RETURN_IF_ERROR(check_share("--pages", policy.pages));
+  const bool chooses = policy.kind == PolicyKind::kPages || policy.fallback == Fallback::kPages;
+  if (chooses && fallback_pages(policy) == 0)
+    return bad_input("command line", "--pages", std::to_string(policy.pages),
+                     "at least 0.001 where units choose pages");
+  if (policy.kind == PolicyKind::kRouted && policy.kept(config.kv_heads) == 0)
+    return bad_input("command line", "--density", std::to_string(policy.density),
+                     "at least one of " + std::to_string(config.kv_heads) + " heads to choose");
+  return {};
 }
 
 }  // namespace
 
-Result<std::unique_ptr<model::Planner>> point_planner(
-    backend::Device& device, const sparsity::Profile& profile, int point,
-    std::shared_ptr<const sparsity::Routers> routers) {
+Result<std::unique_ptr<model::Planner>> point_planner(backend::Device& device,
+                                                      const sparsity::Profile& profile, int point) {
   sparsity::Profile one = profile;
   one.points = {profile.points[point]};
-  POLAR_ASSIGN(auto planner, model::ProfilePlanner::create(device, one, std::move(routers)));
+  POLAR_ASSIGN(auto planner, model::ProfilePlanner::create(device, one));
   return std::unique_ptr<model::Planner>(std::move(planner));
 }
 
@@ -140,7 +153,7 @@ Result<std::unique_ptr<model::Planner>> make_planner(const Policy& policy, backe
         return bad_input("command line", "--policy routed", "no head routers",
                          "--profile with a folder that polar calibrate --routers wrote");
       }
-      return point_planner(device, two_points(policy, config, {}), 1, policy.routers);
+      return point_planner(device, two_points(policy, config, {}), 1);
     case PolicyKind::kOracle:
       break;
   }

@@ -55,9 +55,8 @@ Result<std::unique_ptr<model::Planner>> make_planner(const Policy& policy, backe
 
 /// Every planned row at one point of a profile, whatever its own point says: a measurement looks at
 /// one point at a time.
-Result<std::unique_ptr<model::Planner>> point_planner(
-    backend::Device& device, const sparsity::Profile& profile, int point,
-    std::shared_ptr<const sparsity::Routers> routers = nullptr);
+Result<std::unique_ptr<model::Planner>> point_planner(backend::Device& device,
+                                                      const sparsity::Profile& profile, int point);
 
 /// Who chooses neurons, or null when the policy computes all. Errors: a model whose MLPs are not
 /// plain ReLU, no routers.

@@ -80,6 +80,8 @@ with tempfile.TemporaryDirectory() as scratch:
     refuse(["bench", "--dummy", "gpt-9"], "--dummy", "gpt-9")
     refuse(["bench", "--dummy", "dummy-1b", "--batch", "1,x"], "--batch", "1,x")
     refuse(["bench", "--dummy", "dummy-1b", "--density", "0"], "--density")
+    refuse(["bench", "--dummy", "dummy-1b", "--density", "1.5"], "--density", "1.5")
+    refuse(["bench", "--dummy", "dummy-1b", "--density", "nan"], "--density", "nan")
     refuse(["bench", "--no-such-flag"], "no-such-flag")
     refuse(["no-such-command"])
 
