@@ -14,6 +14,25 @@ using sparsity::Profile;
 
 namespace {
 
+/// What is kept of a chosen point's measurement.
+ordered_json quality_json(const sparsity::Quality& quality) {
+  return {{"ratio", quality.perplexity_ratio},
+          {"kl", quality.kl},
+          {"agreement", quality.agreement},
+          {"density", quality.effective_density},
+          {"needles", {quality.needles, quality.dense_needles, quality.sparse_needles}}};
+}
+
+void read_quality(const ordered_json& json, sparsity::Quality& quality) {
+  quality.perplexity_ratio = json["ratio"];
+  quality.kl = json["kl"];
+  quality.agreement = json["agreement"];
+  quality.effective_density = json["density"];
+  quality.needles = json["needles"][0];
+  quality.dense_needles = json["needles"][1];
+  quality.sparse_needles = json["needles"][2];
+}
+
 /// Windows are dealt over the whole text: the even ones for importance, the odd ones held out.
 struct Slices {
   std::vector<Passage> importance;
@@ -105,8 +124,9 @@ class Calibrator {
     OperatingPoint point =
         sparsity::dense_profile(weights_.config.layers, weights_.config.kv_heads).points[0];
     if (best) point = best->point;
+    const std::string trial = point.name;
     point.name = point_name(max_loss);
-    POLAR_ASSIGN(point.quality, final_quality(point));
+    POLAR_ASSIGN(point.quality, final_quality(point, trial));
     point.quality.max_loss = max_loss;
     result_.profile.points.push_back(std::move(point));
     return {};
@@ -197,7 +217,8 @@ class Calibrator {
   }
 
   bool inside(const Trial& trial, double max_loss) const {
-    return trial.loss <= max_loss * kSafety && trial.needles >= result_.dense_needles;
+    return trial.loss <= max_loss * kSafety && trial.needles >= result_.dense_needles &&
+           trial.effective_density <= 1;  // mean keys can cost more than the pages they save
   }
 
   /// Bisection over a family's knob, among its points that are expected to read less than `limit`:
@@ -251,13 +272,20 @@ class Calibrator {
   }
 
   /// The chosen point beside dense, row by row.
-  Result<sparsity::Quality> final_quality(const OperatingPoint& point) {
+  Result<sparsity::Quality> final_quality(const OperatingPoint& point, const std::string& trial) {
+    const std::string key = "beside dense: " + trial;
+    sparsity::Quality quality;
+    quality.text = options_.text_name + ", " + std::to_string(slices_.held_out.count) +
+                   " held-out windows of " + std::to_string(options_.context);
+    if (const ordered_json* stored = state_.find(key)) {
+      read_quality(*stored, quality);
+      return quality;
+    }
     POLAR_ASSIGN(auto planner, planner_of(point));
     POLAR_ASSIGN(const Evaluation measured,
                  evaluate(device_, weights_, slices_.held_out, planner.get(),
                           evaluate_options(point.name + " beside dense")));
     const NeedleResult needles = sum_up(retrieval_->ask(planner.get()));
-    sparsity::Quality quality;
     quality.perplexity_ratio = measured.ratio();
     quality.kl = measured.kl;
     quality.agreement = measured.agreement;
@@ -265,8 +293,7 @@ class Calibrator {
     quality.needles = needles.count;
     quality.dense_needles = needles.dense_correct;
     quality.sparse_needles = needles.sparse_correct;
-    quality.text = options_.text_name + ", " + std::to_string(slices_.held_out.count) +
-                   " held-out windows of " + std::to_string(options_.context);
+    POLAR_RETURN_IF_ERROR(state_.put(key, quality_json(quality)));
     return quality;
   }
 

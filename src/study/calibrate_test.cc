@@ -1,0 +1,213 @@
+#include "study/calibrate.h"
+
+#include <gmock/gmock.h>
+#include <unistd.h>
+
+#include <cmath>
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <random>
+#include <sstream>
+
+#include "model/small_config.h"
+#include "study/policy.h"
+#include "study/sequence_cache.h"
+
+namespace polar::study {
+namespace {
+
+using testing::HasSubstr;
+
+std::vector<int32_t> encode(const std::string& text, bool special) {
+  std::vector<int32_t> tokens;
+  if (special) tokens.push_back(1);
+  for (const char c : text) tokens.push_back(static_cast<unsigned char>(c));
+  return tokens;
+}
+
+constexpr int kContext = 320;
+
+/// One window of text drawn from the model itself, so that whatever departs from dense loses.
+std::string sample_text(backend::Device& device, const model::Weights& weights,
+                        std::mt19937_64& random) {
+  auto decoder = model::Decoder::create(device, weights, {1, 1});
+  auto cache = SequenceCache::create(device, weights.config, DType::kF32, 1, kContext);
+  EXPECT_TRUE(decoder.ok() && cache.ok());
+  model::DensePlanner dense;
+  std::string text;
+  const int32_t row = 0;
+  std::vector<float> logits(weights.config.vocabulary);
+  for (int32_t token = 1; text.size() < kContext - 1;) {
+    const Chunk chunk{0, static_cast<int>(text.size()), {&token, 1}, true};
+    device.download(
+        logits.data(),
+        (*decoder)->forward(cache->pack({&chunk, 1}, {&row, 1}), cache->kv(), dense, nullptr),
+        logits.size() * sizeof(float));
+    for (float& value : logits) value = std::exp(value);
+    token = std::discrete_distribution<int32_t>(logits.begin(), logits.end())(random);
+    text += static_cast<char>(token);
+  }
+  return text;
+}
+
+std::string read(const std::filesystem::path& path) {
+  std::ifstream in(path, std::ios::binary);
+  std::ostringstream bytes;
+  bytes << in.rdbuf();
+  return bytes.str();
+}
+
+class Calibrate : public testing::Test {
+ protected:
+  void SetUp() override {
+    device_ = std::move(backend::make_cpu_device({})).value();
+    weights_ = std::make_unique<model::Weights>(
+        std::move(model::dummy_weights(*device_, model::small_config({0, 0}), DType::kF32, 3))
+            .value());
+    std::mt19937_64 random(11);
+    for (int i = 0; i < 9; ++i) documents_.push_back(sample_text(*device_, *weights_, random));
+    options_.max_losses = {0.05, 0.01};
+    options_.context = kContext;
+    options_.importance_windows = 1;
+    options_.held_out_windows = 3;
+    options_.needles = 6;
+    options_.kv_dtype = DType::kF32;
+    options_.text_name = "text.txt";
+  }
+  ~Calibrate() override { std::filesystem::remove_all(root_); }
+
+  std::string folder(const std::string& name) const { return (root_ / name).string(); }
+
+  /// Stages that measured something, in their order, as progress named them.
+  Result<Calibration> run(const std::string& name, std::vector<std::string>* stages = nullptr) {
+    CalibrateOptions options = options_;
+    options.progress = [&](const std::string& stage, int, int) {
+      if (stages != nullptr && (stages->empty() || stages->back() != stage))
+        stages->push_back(stage);
+    };
+    return calibrate(*device_, *weights_, "f00d", documents_, encode, 1, folder(name), options);
+  }
+
+  const std::filesystem::path root_ =
+      std::filesystem::temp_directory_path() / ("polar_calibrate_" + std::to_string(getpid()));
+  std::unique_ptr<backend::Device> device_;
+  std::unique_ptr<model::Weights> weights_;
+  std::vector<std::string> documents_;
+  CalibrateOptions options_;
+};
+
+TEST_F(Calibrate, TheSameSeedGivesTheSameBytes) {
+  ASSERT_TRUE(run("one").ok());
+  ASSERT_TRUE(run("two").ok());
+  const std::string profile = read(root_ / "one" / "profile.json");
+  EXPECT_FALSE(profile.empty());
+  EXPECT_EQ(profile, read(root_ / "two" / "profile.json"));
+  EXPECT_EQ(read(root_ / "one" / "calibration.json"), read(root_ / "two" / "calibration.json"));
+}
+
+TEST_F(Calibrate, ARunThatIsDoneMeasuresNothingAgain) {
+  std::vector<std::string> first, again;
+  ASSERT_TRUE(run("one", &first).ok());
+  const std::string profile = read(root_ / "one" / "profile.json");
+  EXPECT_THAT(first, testing::Contains(HasSubstr("beside dense")));
+  std::filesystem::remove(root_ / "one" / "profile.json");
+  ASSERT_TRUE(run("one", &again).ok());
+  EXPECT_THAT(again, testing::IsEmpty());
+  EXPECT_EQ(profile, read(root_ / "one" / "profile.json"));
+}
+
+/// A run that was killed leaves a state that holds its first measurements.
+TEST_F(Calibrate, ARunThatWasKilledGoesOnToTheSameProfile) {
+  std::vector<std::string> whole;
+  ASSERT_TRUE(run("one", &whole).ok());
+  const std::string profile = read(root_ / "one" / "profile.json");
+  const auto state = nlohmann::ordered_json::parse(read(root_ / "one" / "calibration.json"));
+  const auto kept = static_cast<int>(state["measured"].size());
+  ASSERT_GT(kept, 6);
+  for (int left = 0; left < kept; left += 7) {
+    nlohmann::ordered_json cut = state;
+    cut["measured"] = nlohmann::ordered_json::object();
+    for (const auto& [key, value] : state["measured"].items()) {
+      if (static_cast<int>(cut["measured"].size()) < left) cut["measured"][key] = value;
+    }
+    const std::string name = "cut" + std::to_string(left);
+    std::filesystem::create_directories(root_ / name);
+    std::ofstream(root_ / name / "calibration.json") << cut.dump();
+    std::vector<std::string> stages;
+    ASSERT_TRUE(run(name, &stages).ok());
+    EXPECT_EQ(profile, read(root_ / name / "profile.json")) << left;
+    EXPECT_LE(stages.size(), whole.size() - (left > 0 ? 1 : 0)) << left;
+  }
+}
+
+TEST_F(Calibrate, EveryPointKeepsItsBudgetOnTheHeldOutSlice) {
+  const auto made = run("one");
+  ASSERT_TRUE(made.ok());
+  const sparsity::Profile& profile = made->profile;
+  ASSERT_EQ(profile.points.size(), 3u);
+  EXPECT_EQ(profile.points[1].name, "1%");
+  EXPECT_EQ(profile.points[2].name, "5%");
+  for (size_t p = 1; p < 3; ++p) {
+    const sparsity::Quality& quality = profile.points[p].quality;
+    EXPECT_LE(quality.perplexity_ratio - 1, quality.max_loss);
+    EXPECT_GE(quality.sparse_needles, quality.dense_needles);
+    EXPECT_EQ(quality.needles, 4);
+    EXPECT_LT(quality.effective_density, 1);
+  }
+  // The budgets bind: the tight one had to turn down what the loose one takes.
+  EXPECT_LT(profile.points[2].quality.effective_density,
+            profile.points[1].quality.effective_density);
+  // What the profile says is what an evaluation of its point on the same windows says.
+  const auto stored = sparsity::read_profile(folder("one"));
+  ASSERT_TRUE(stored.ok());
+  EXPECT_EQ(stored->points[2].quality.perplexity_ratio, profile.points[2].quality.perplexity_ratio);
+}
+
+TEST_F(Calibrate, RanksUnitsByWhatTheLossDoesWithoutThem) {
+  const auto made = run("one");
+  ASSERT_TRUE(made.ok());
+  ASSERT_EQ(made->text_importance.size(), 4u);
+  ASSERT_EQ(made->retrieval_importance.size(), 4u);
+  for (const double loss : made->text_importance) EXPECT_GT(loss, 0);
+}
+
+TEST_F(Calibrate, SaysWhatIsWrong) {
+  ASSERT_TRUE(run("one").ok());
+  options_.seed = 2;
+  EXPECT_THAT(run("one").error().message, HasSubstr("calibration.json: run: found"));
+  options_.held_out_windows = 100;
+  EXPECT_THAT(run("two").error().message, HasSubstr("text.txt: text: found 9 windows of 320"));
+  options_.context = 100000;
+  EXPECT_THAT(run("three").error().message, HasSubstr("at least one window of 100000"));
+}
+
+/// Leave-one-out of a unit is the KL that an evaluation with all else in full measures.
+TEST_F(Calibrate, LeaveOneOutIsTheLossOfAnEvaluationWithoutThatUnit) {
+  const std::vector<int32_t> tokens = encode(documents_[0].substr(0, 256), false);
+  ImportanceOptions importance;
+  importance.fallback.kind = PolicyKind::kWindow;
+  importance.fallback.recent = 2;
+  importance.kv_dtype = DType::kF32;
+  Passage passage = make_passage(tokens, 64, 1);
+  passage.scored_rows.pop_back();  // the last row predicts nothing that an evaluation scores
+  const auto kl = leave_one_out(*device_, *weights_, {&passage, 1}, importance);
+  ASSERT_TRUE(kl.ok());
+  for (int unit = 0; unit < 4; ++unit) {
+    sparsity::Profile profile = sparsity::window_profile(2, 2, 1, 2, {0, 1});
+    profile.points[1].budgets[unit].kind = backend::ReadKind::kWindow;
+    auto planner = point_planner(*device_, profile, 1);
+    ASSERT_TRUE(planner.ok());
+    EvaluateOptions options;
+    options.prompt = 64;
+    options.kv_dtype = DType::kF32;
+    const auto whole = evaluate(*device_, *weights_, {tokens, 256, 1}, planner->get(), options);
+    ASSERT_TRUE(whole.ok());
+    // Beside it, the prompt's last row scores without a loss.
+    const auto rows = static_cast<double>(whole->tokens);
+    EXPECT_NEAR((*kl)[unit], whole->kl * rows / (rows - 1), 1e-4 * (*kl)[unit] + 1e-7) << unit;
+  }
+}
+
+}  // namespace
+}  // namespace polar::study
