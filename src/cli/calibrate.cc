@@ -2,12 +2,14 @@
 #include <unistd.h>
 
 #include <filesystem>
+#include <span>
 
 #include "cli/open_device.h"
 #include "cli/read_file.h"
 #include "cli/table.h"
 #include "engine/load_tokenizer.h"
-#include "study/calibrate.h"
+#include "io/atomic_file.h"
+#include "study/report.h"
 #include "study/router_training.h"
 
 namespace polar::cli {
@@ -22,6 +24,8 @@ struct CalibrateFlags {
   std::string out;
   study::CalibrateOptions options;
   bool routers = false;
+  bool curve = false;
+  int curve_settings = 5;
   int router_windows = 40;
   study::RouterOptions router;
   Format format = Format::kMarkdown;
@@ -74,6 +78,46 @@ Result<int> train(CalibrateFlags& flags, backend::Device& device, const model::M
   return kOk;
 }
 
+/// Which settings the curve has. Routers that an earlier run left in the folder take part.
+Status prepare_curve(CalibrateFlags& flags, backend::Device& device, const model::ModelFile& file) {
+  const model::ModelConfig& config = file.config();
+  std::shared_ptr<const sparsity::Routers> routers;
+  if (std::filesystem::exists(std::filesystem::path(flags.out) / "routers.safetensors")) {
+    POLAR_ASSIGN(auto read, sparsity::read_routers(flags.out, config.layers, config.hidden,
+                                                   config.kv_heads, config.ffn));
+    routers = std::make_shared<const sparsity::Routers>(std::move(read));
+  }
+  flags.options.curve =
+      study::curve_settings(config, std::move(routers), flags.options.seed, flags.curve_settings);
+  flags.options.curve_planner = [&](const study::Policy& policy, const std::vector<int>& ranked) {
+    return study::make_planner(policy, device, file, ranked);
+  };
+  return {};
+}
+
+Status write_text(const std::filesystem::path& path, const std::string& text) {
+  const auto bytes = std::as_bytes(std::span(text));
+  if (!io::write_file_atomically(path.string(), {&bytes, 1}).ok())
+    return bad_input(path.string(), "file", "a folder that cannot be written", "a writable folder");
+  fmt::print(stderr, "wrote {}\n", path.string());
+  return {};
+}
+
+/// DIR/curve.json, DIR/curve.csv and DIR/report.html.
+Status write_curve(const CalibrateFlags& flags, const study::Calibration& calibration) {
+  const std::filesystem::path out(flags.out);
+  const nlohmann::ordered_json points = study::curve_rows(calibration);
+  const nlohmann::ordered_json json = {{"dense_perplexity", calibration.dense_perplexity},
+                                       {"needles", calibration.needle_count},
+                                       {"dense_needles", calibration.dense_needles},
+                                       {"points", points}};
+  POLAR_RETURN_IF_ERROR(write_text(out / "curve.json", json.dump(1) + "\n"));
+  const Rows rows(points.begin(), points.end());
+  POLAR_RETURN_IF_ERROR(write_text(out / "curve.csv", print_rows(rows, Format::kCsv)));
+  const std::string model = std::filesystem::path(flags.model.model).filename().string();
+  return write_text(out / "report.html", study::report_html(calibration, model));
+}
+
 Result<int> calibrate(CalibrateFlags& flags) {
   POLAR_ASSIGN(flags.options.max_losses, parse_losses(flags.max_loss));
   POLAR_ASSIGN(const std::string text, read_file(flags.text));
@@ -107,6 +151,7 @@ Result<int> calibrate(CalibrateFlags& flags) {
                      std::min(flags.options.context, 1024), flags.router_windows));
     return train(flags, *device, file, weights, windows);
   }
+  if (flags.curve) POLAR_RETURN_IF_ERROR(prepare_curve(flags, *device, file));
   POLAR_ASSIGN(
       const study::Calibration calibration,
       study::calibrate(*device, weights, file.fingerprint(), study::split_documents(text), encode,
@@ -122,6 +167,7 @@ Result<int> calibrate(CalibrateFlags& flags) {
   }
   fmt::print("{}", print_rows(rows, flags.format));
   fmt::print(stderr, "wrote {}/profile.json\n", flags.out);
+  if (flags.curve) POLAR_RETURN_IF_ERROR(write_curve(flags, calibration));
   return kOk;
 }
 
@@ -171,6 +217,14 @@ void add_calibrate(CLI::App& app, Run& run) {
                    "mean (mean keys; default on the GPU)")
       ->check(CLI::IsMember({"mean", "codes"}));
   command->add_option("--seed", options.seed, "Seed of the retrieval prompts")
+      ->capture_default_str();
+  command->add_flag(
+      "--curve", flags->curve,
+      "Measure loss against bytes for every policy too: curve.json, curve.csv, report.html");
+  command
+      ->add_option("--curve-settings", flags->curve_settings,
+                   "Settings of each policy of the curve")
+      ->check(CLI::Range(1, 100))
       ->capture_default_str();
   command->add_flag("--routers", flags->routers,
                     "Train routers of heads (and of a ReLU model's neurons) instead of a search");

@@ -1,6 +1,7 @@
 #include "study/calibrate.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <optional>
 
@@ -31,6 +32,17 @@ void read_quality(const ordered_json& json, sparsity::Quality& quality) {
   quality.needles = json["needles"][0];
   quality.dense_needles = json["needles"][1];
   quality.sparse_needles = json["needles"][2];
+}
+
+/// Tells routers apart in the state's keys: what old ones measured says nothing of new ones.
+std::string of_routers(const std::shared_ptr<const sparsity::Routers>& routers) {
+  if (routers == nullptr) return "";
+  uint64_t hash = 0xcbf29ce484222325ull;  // FNV-1a over the weights' bits
+  for (const sparsity::HeadRouter& head : routers->heads) {
+    for (const float value : head.weight)
+      hash = (hash ^ std::bit_cast<uint32_t>(value)) * 0x100000001b3ull;
+  }
+  return ", routers " + std::to_string(hash);
 }
 
 /// Windows are dealt over the whole text: the even ones for importance, the odd ones held out.
@@ -129,6 +141,20 @@ class Calibrator {
     POLAR_ASSIGN(point.quality, final_quality(point, trial));
     point.quality.max_loss = max_loss;
     result_.profile.points.push_back(std::move(point));
+    return {};
+  }
+
+  Status measure_curve() {
+    for (const CurveSetting& setting : options_.curve) {
+      CurvePoint point;
+      point.policy = setting.policy;
+      point.setting = setting.setting;
+      const std::string name = setting.policy + ", " + setting.setting;
+      POLAR_RETURN_IF_ERROR(measure_once(
+          "curve " + name + of_routers(setting.values.routers), name,
+          [&] { return options_.curve_planner(setting.values, ranked_); }, point));
+      result_.curve.push_back(std::move(point));
+    }
     return {};
   }
 
@@ -242,31 +268,39 @@ class Calibrator {
     return std::optional<Trial>(std::move(best));
   }
 
+  /// Loss, bytes and retrieval of a planner on the held-out slice, or what is stored of it. Trial
+  /// and CurvePoint have the same three numbers.
+  template <typename Point, typename MakePlanner>
+  Status measure_once(const std::string& key, const std::string& stage, const MakePlanner& make,
+                      Point& point) {
+    if (const ordered_json* stored = state_.find(key)) {
+      point.loss = (*stored)["loss"];
+      point.effective_density = (*stored)["density"];
+      point.needles = (*stored)["needles"];
+      return {};
+    }
+    POLAR_ASSIGN(auto planner, make());
+    EvaluateOptions evaluation = evaluate_options(stage);
+    evaluation.known_dense_perplexity = result_.dense_perplexity;
+    POLAR_ASSIGN(const Evaluation measured,
+                 evaluate(device_, weights_, slices_.held_out, planner.get(), evaluation));
+    point.loss = measured.ratio() - 1;
+    point.effective_density = measured.effective_density();
+    point.needles = sum_up(retrieval_->ask(planner.get())).sparse_correct;
+    return state_.put(
+        key,
+        {{"loss", point.loss}, {"density", point.effective_density}, {"needles", point.needles}});
+  }
+
   Result<Trial> measure(const Family& family, int knob) {
     Trial trial;
     trial.family = family.name;
     trial.point = family.points[knob];
-    const std::string key = "trial " + trial.point.name;
-    if (const ordered_json* stored = state_.find(key)) {
-      trial.loss = (*stored)["loss"];
-      trial.effective_density = (*stored)["density"];
-      trial.needles = (*stored)["needles"];
-    } else {
-      POLAR_ASSIGN(auto planner, planner_of(trial.point));
-      EvaluateOptions evaluation = evaluate_options(trial.point.name);
-      evaluation.known_dense_perplexity = result_.dense_perplexity;
-      POLAR_ASSIGN(const Evaluation measured,
-                   evaluate(device_, weights_, slices_.held_out, planner.get(), evaluation));
-      trial.loss = measured.ratio() - 1;
-      trial.effective_density = measured.effective_density();
-      trial.needles = sum_up(retrieval_->ask(planner.get())).sparse_correct;
-      POLAR_RETURN_IF_ERROR(state_.put(key, {{"loss", trial.loss},
-                                             {"density", trial.effective_density},
-                                             {"needles", trial.needles}}));
-    }
-    const bool known =
-        std::any_of(result_.trials.begin(), result_.trials.end(),
-                    [&](const Trial& other) { return other.point.name == trial.point.name; });
+    const std::string& name = trial.point.name;
+    POLAR_RETURN_IF_ERROR(measure_once(
+        "trial " + name, name, [&] { return planner_of(trial.point); }, trial));
+    const bool known = std::any_of(result_.trials.begin(), result_.trials.end(),
+                                   [&](const Trial& other) { return other.point.name == name; });
     if (!known) result_.trials.push_back(trial);
     return trial;
   }
@@ -354,6 +388,7 @@ Result<Calibration> calibrate(backend::Device& device, const model::Weights& wei
   std::vector<double> losses = options.max_losses;
   std::sort(losses.begin(), losses.end());
   for (const double loss : losses) POLAR_RETURN_IF_ERROR(calibrator.choose(loss));
+  POLAR_RETURN_IF_ERROR(calibrator.measure_curve());
   Calibration calibration = calibrator.finish(fingerprint);
   POLAR_RETURN_IF_ERROR(sparsity::write_profile(directory, calibration.profile));
   return calibration;

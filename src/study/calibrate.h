@@ -11,8 +11,23 @@
 #include "study/candidates.h"
 #include "study/evaluate.h"
 #include "study/needle.h"
+#include "study/policy.h"
 
 namespace polar::study {
+
+/// One setting of a policy, to be measured for the curve of quality against bytes.
+struct CurveSetting {
+  std::string policy;   // "random": settings of one name make one line
+  std::string setting;  // "3 of 8 heads"
+  Policy values;
+};
+
+/// The curve's settings for a model: the paper's policy by its oracle and, where there are
+/// `routers`, by these; the oracle with a window, random heads, static heads, pages. `settings`:
+/// how many of each at most.
+std::vector<CurveSetting> curve_settings(const model::ModelConfig& config,
+                                         std::shared_ptr<const sparsity::Routers> routers,
+                                         uint64_t seed, int settings);
 
 struct CalibrateOptions {
   std::vector<double> max_losses = {0.01};  // perplexity ratio - 1, one operating point each
@@ -25,6 +40,12 @@ struct CalibrateOptions {
   DType kv_dtype = DType::kF16;
   uint64_t seed = 1;
   std::string text_name;
+  /// Measured when the points are chosen; `curve_planner` makes their planners (`ranked`: the
+  /// units by what they are worth).
+  std::vector<CurveSetting> curve;
+  std::function<Result<std::unique_ptr<model::Planner>>(const Policy&,
+                                                        const std::vector<int>& ranked)>
+      curve_planner;
   std::function<void(const std::string& stage, int done, int of)> progress;
 };
 
@@ -37,11 +58,20 @@ struct Trial {
   int needles = 0;               // retrieval prompts that it answers
 };
 
+/// What one setting of the curve did there.
+struct CurvePoint {
+  std::string policy, setting;
+  double loss = 0;
+  double effective_density = 1;
+  int needles = 0;
+};
+
 struct Calibration {
   sparsity::Profile profile;
   std::vector<double> text_importance,
       retrieval_importance;  // leave-one-out KL, [layers * kv_heads], nats
   std::vector<Trial> trials;
+  std::vector<CurvePoint> curve;
   double dense_perplexity = 0;
   int dense_needles = 0, needle_count = 0;
 };

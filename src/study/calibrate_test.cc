@@ -1,8 +1,9 @@
-#include "study/calibrate.h"
+#include "study/report.h"
 
 #include <gmock/gmock.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cmath>
 #include <filesystem>
 #include <fstream>
@@ -170,6 +171,42 @@ TEST_F(Calibrate, RanksUnitsByWhatTheLossDoesWithoutThem) {
   ASSERT_EQ(made->text_importance.size(), 4u);
   ASSERT_EQ(made->retrieval_importance.size(), 4u);
   for (const double loss : made->text_importance) EXPECT_GT(loss, 0);
+}
+
+TEST_F(Calibrate, TheCurveIsMeasuredOnceAndReported) {
+  for (CurveSetting& setting : curve_settings(weights_->config, nullptr, 1, 2)) {
+    // The oracle reads a model's file, which this model does not have.
+    if (setting.values.kind != PolicyKind::kOracle) options_.curve.push_back(std::move(setting));
+  }
+  options_.curve_planner = [&](const Policy& policy, const std::vector<int>& ranked) {
+    return make_planner(policy, *device_, weights_->config, ranked);
+  };
+  std::vector<std::string> again;
+  const auto made = run("one");
+  ASSERT_TRUE(made.ok() && run("one", &again).ok());
+  EXPECT_THAT(again, testing::IsEmpty());
+  ASSERT_EQ(made->curve.size(), options_.curve.size());
+  const auto rows = curve_rows(*made);
+  EXPECT_EQ(rows.size(), made->curve.size() + made->trials.size() + 2);
+  const std::string html = report_html(*made, "a <model>");
+  EXPECT_THAT(html, HasSubstr("a &lt;model&gt;: quality against bytes"));
+  for (const CurvePoint& point : made->curve) {
+    EXPECT_THAT(html, HasSubstr("<td>" + point.setting + "</td>"));
+    EXPECT_GT(point.effective_density, 0);
+  }
+  for (const char* network : {"http:", "https:", "<script", "src=", "url(", "@import"})
+    EXPECT_EQ(html.find(network), std::string::npos) << network;
+  // Half of the units in full reads less than all but one of four, and loses more.
+  const auto of = [&](const std::string& setting) {
+    const auto found =
+        std::find_if(made->curve.begin(), made->curve.end(), [&](const CurvePoint& point) {
+          return point.policy == "static, else window" && point.setting == setting;
+        });
+    EXPECT_NE(found, made->curve.end()) << setting;
+    return *found;
+  };
+  EXPECT_LT(of("2 of 4 units").effective_density, of("3 of 4 units").effective_density);
+  EXPECT_GT(of("no unit").loss, of("3 of 4 units").loss);
 }
 
 TEST_F(Calibrate, SaysWhatIsWrong) {
