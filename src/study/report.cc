@@ -64,13 +64,15 @@ std::vector<Line> lines_of(const Calibration& calibration) {
 
 /// A chart of 720 x 400 with KV bytes to the right. `place`: height of a value in [0, 1].
 struct Chart {
-  static constexpr double kWidth = 720, kHeight = 400, kLeft = 64, kTop = 12, kRight = 12,
+  static constexpr double kWidth = 720, kHeight = 400, kLeft = 64, kTop = 12, kRight = 28,
                           kBottom = 48;
   std::string svg;
 
   explicit Chart(const std::string& label) {
-    svg = fmt::format("<svg viewBox=\"0 0 {} {}\" role=\"img\" aria-label=\"{}\">", kWidth, kHeight,
-                      label);
+    svg = fmt::format(
+        "<div class=\"wide\"><svg class=\"chart\" viewBox=\"0 0 {} {}\" role=\"img\" "
+        "aria-label=\"{}\">",
+        kWidth, kHeight, label);
     for (int percent = 0; percent <= 100; percent += 20) {
       const double at = x(percent / 100.0);
       svg += fmt::format(
@@ -129,7 +131,7 @@ struct Chart {
     svg += marks + "</g>";
   }
 
-  std::string finish() const { return svg + "</svg>"; }
+  std::string finish() const { return svg + "</svg></div>"; }
 };
 
 /// Losses from 0.1 % (and all below) to 1,000 % (and all above) on a logarithmic scale.
@@ -286,7 +288,7 @@ std::string report_html(const Calibration& calibration, const std::string& model
   html += "<h2>Chosen points</h2>" + points_table(calibration);
   html +=
       "<h2>Loss of perplexity</h2><p>Lower and further left is better. Losses below 0.1 % stand "
-      "on the lowest line.</p>" +
+      "on the lowest line, those above 1,000 % on the highest.</p>" +
       loss_chart(lines) + legend(lines);
   if (calibration.needle_count > 0) {
     html += "<h2>Retrieval prompts answered</h2>" +

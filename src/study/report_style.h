@@ -13,7 +13,7 @@ inline constexpr const char* kReportStyle = R"css(
 *{box-sizing:border-box}body{margin:0 auto;padding:1rem;max-width:60rem;background:var(--paper);
 color:var(--ink);font:16px/1.5 system-ui,sans-serif}h1{font-size:1.5rem;line-height:1.25}
 h2{font-size:1.15rem;margin-top:2rem}p{color:var(--soft);max-width:44rem}svg{width:100%;height:auto}
-svg.map{width:auto;max-width:100%}svg text{fill:var(--soft);font-size:12px}.grid{stroke:var(--grid)}
+svg.map{width:auto;max-width:100%}svg.chart{min-width:34rem}svg text{fill:var(--soft);font-size:12px}.grid{stroke:var(--grid)}
 .line path{fill:none;stroke:var(--line);stroke-width:2}circle{fill:var(--line)}.tried circle{opacity:.6}
 .chosen circle{fill:var(--paper);stroke:var(--line);stroke-width:3}svg .name{fill:var(--ink);font-weight:600;
 font-size:13px}.legend{list-style:none;padding:0;display:flex;flex-wrap:wrap;gap:.3rem 1.2rem;font-size:.9rem}
@@ -29,7 +29,7 @@ th{color:var(--soft);font-weight:500}.legend svg{width:.8rem;height:.8rem;margin
 
 inline constexpr const char* kMapLegend = R"html(<ul class="legend">
 <li><svg viewBox="0 0 12 12"><rect class="full" width="12" height="12"/></svg>everything</li>
-<li><svg viewBox="0 0 12 12"><rect class="p2" width="12" height="12"/></svg>its best pages (darker: more)</li>
+<li><svg viewBox="0 0 12 12"><rect class="p2" width="12" height="12"/></svg>its best pages (stronger: more)</li>
 <li><svg viewBox="0 0 12 12"><rect class="window" width="12" height="12"/></svg>both ends</li>
 <li><svg viewBox="0 0 12 12"><rect class="none" width="12" height="12"/></svg>nothing</li>
 <li><svg viewBox="0 0 12 12"><rect class="routed" width="12" height="12"/></svg>as a router says</li></ul>)html";
