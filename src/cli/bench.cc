@@ -67,6 +67,23 @@ Result<Sparse> random_units(const study::Policy& policy, backend::Device& device
   return sparse;
 }
 
+/// What choosing neurons costs on this machine, and says so: where it pays, routed neurons are
+/// used.
+Result<std::shared_ptr<const study::MlpCost>> measure_mlps(backend::Device& device,
+                                                           const model::Weights& weights) {
+  POLAR_ASSIGN(study::MlpCost cost, study::MlpCost::measure(device, weights));
+  for (const auto& sample : cost.samples()) {
+    const double most = (sample.dense_seconds - sample.fixed_seconds) / sample.seconds_per_neuron;
+    fmt::print(stderr,
+               "an MLP at batch {}: {:.3f} ms dense, {:.3f} ms + {:.4f} us per chosen neuron; "
+               "without its router choosing pays below {:.0f} % of the neurons\n",
+               sample.rows, sample.dense_seconds * 1e3, sample.fixed_seconds * 1e3,
+               sample.seconds_per_neuron * 1e6,
+               std::clamp(most / weights.config.ffn, 0.0, 1.0) * 100);
+  }
+  return std::make_shared<const study::MlpCost>(std::move(cost));
+}
+
 Result<int> bench(const BenchFlags& flags) {
   if (flags.model.model.empty() == flags.dummy.empty()) {
     return bad_input("command line", "MODEL",
@@ -76,13 +93,16 @@ Result<int> bench(const BenchFlags& flags) {
   study::StepBenchOptions options;
   POLAR_ASSIGN(options.batches, parse_list("--batch", flags.batches, 1));
   POLAR_ASSIGN(options.contexts, parse_list("--context", flags.contexts, 1));
-  POLAR_ASSIGN(const study::Policy policy, read_policy(flags.policy));
+  POLAR_ASSIGN(study::Policy policy, read_policy(flags.policy));
   options.steps = flags.steps;
   options.prefill = flags.prefill;
   POLAR_ASSIGN(auto device, open_device(flags.model));
   options.kv_dtype = kv_dtype(flags.model, *device);
   std::unique_ptr<model::ModelFile> file;
   POLAR_ASSIGN(const model::Weights weights, load(flags, *device, file));
+  if (policy.neurons == study::NeuronChoice::kRouted) {
+    POLAR_ASSIGN(policy.mlp_cost, measure_mlps(*device, weights));
+  }
   POLAR_ASSIGN(const Sparse sparse,
                policy.kind == study::PolicyKind::kRandom
                    ? random_units(policy, *device, weights.config, options)

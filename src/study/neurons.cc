@@ -1,6 +1,8 @@
 #include "study/neurons.h"
 
 #include <algorithm>
+#include <chrono>
+#include <limits>
 
 #include "study/device_values.h"
 
@@ -38,7 +40,8 @@ const backend::NeuronSet* OracleNeurons::choose(const model::MlpContext& context
 }
 
 Result<std::unique_ptr<RoutedNeurons>> RoutedNeurons::create(
-    backend::Device& device, std::shared_ptr<const sparsity::Routers> routers) {
+    backend::Device& device, std::shared_ptr<const sparsity::Routers> routers,
+    std::shared_ptr<const MlpCost> cost) {
   std::unique_ptr<RoutedNeurons> planner(new RoutedNeurons);
   planner->layers_.resize(routers->mlps.size());
   const auto matrix = [](const std::vector<float>& values, int64_t rows, int64_t columns) {
@@ -56,33 +59,75 @@ Result<std::unique_ptr<RoutedNeurons>> RoutedNeurons::create(
     device.upload(layer.bias.data(), mlp.bias.data(), mlp.bias.size() * sizeof(float));
   }
   planner->routers_ = std::move(routers);
+  if (cost == nullptr) return planner;
+  std::vector<MlpCost::Sample> samples = cost->samples();
+  for (MlpCost::Sample& sample : samples)
+    POLAR_RETURN_IF_ERROR(planner->add_routing(device, sample));
+  planner->cost_ = std::make_shared<const MlpCost>(std::move(samples));
   return planner;
 }
 
 const backend::NeuronSet* RoutedNeurons::choose(const model::MlpContext& context) {
-  const Layer& layer = layers_[context.layer];
-  if (layer.a == nullptr) return nullptr;
+  if (layers_[context.layer].a == nullptr) return nullptr;
   const auto rows = static_cast<int>(context.normed.shape[0]);
   const int ffn = context.config.ffn;
   const int count = std::min(ffn, sparsity::neurons_for(*routers_, context.layer, rows));
-  if (count == ffn) return nullptr;
-  const DType type = context.normed.dtype;
+  if (count == ffn || (cost_ != nullptr && !cost_->pays(rows, count))) return nullptr;
+  return route(context.device, context.layer, context.normed, context.scratch, count);
+}
+
+const backend::NeuronSet* RoutedNeurons::route(backend::Device& device, int index, const Tensor& x,
+                                               const Tensor& scratch, int count) {
+  const Layer& layer = layers_[index];
+  const auto rows = static_cast<int>(x.shape[0]);
   const int64_t rank = layer.a->rows();
-  const size_t bytes = dtype_bytes(type, static_cast<size_t>(rows) * rank);
+  const size_t bytes = dtype_bytes(x.dtype, static_cast<size_t>(rows) * rank);
   if (narrow_.bytes() < bytes) {
-    auto allocated = context.device.allocate(bytes, "routers");
+    auto allocated = device.allocate(bytes, "routers");
     POLAR_CHECK(allocated.ok());
     narrow_ = std::move(allocated).value();
   }
-  const Tensor narrow{narrow_.data(), type, {rows, rank, 1, 1}, 2};
-  backend::Ops& ops = context.device.ops();
-  ops.linear({context.normed, layer.a.get(), nullptr, narrow});
-  ops.linear({narrow, layer.b.get(), layer.bias.as<float>(), context.scratch});
-  const std::vector<float> logits = download_values(context.device, context.scratch);
+  const Tensor narrow{narrow_.data(), x.dtype, {rows, rank, 1, 1}, 2};
+  device.ops().linear({x, layer.a.get(), nullptr, narrow});
+  device.ops().linear({narrow, layer.b.get(), layer.bias.as<float>(), scratch});
+  const std::vector<float> logits = download_values(device, scratch);
   set_ = upload_neurons(
-      context.device,
-      sparsity::choose_neurons(logits.data(), rows, ffn, count, sparsity::UnionBy::kSum), index_);
+      device,
+      sparsity::choose_neurons(logits.data(), rows, routers_->ffn, count, sparsity::UnionBy::kSum),
+      index_);
   return &set_;
+}
+
+/// Adds what routing takes, per layer, to a choice's fixed time: the fastest of a few passes over
+/// all layers that have a router.
+Status RoutedNeurons::add_routing(backend::Device& device, MlpCost::Sample& sample) {
+  using Clock = std::chrono::steady_clock;
+  constexpr int kPasses = 4;
+  const DType type = device.info().activation;
+  const auto bytes = [&](int64_t width) { return dtype_bytes(type, sample.rows * width); };
+  POLAR_ASSIGN(backend::Buffer x, device.allocate(bytes(routers_->hidden), "timing a router"));
+  POLAR_ASSIGN(backend::Buffer scratch, device.allocate(bytes(routers_->ffn), "timing a router"));
+  const std::vector<std::byte> zeros(bytes(routers_->hidden));
+  device.upload(x.data(), zeros.data(), zeros.size());
+  const Tensor in{x.data(), type, {sample.rows, routers_->hidden, 1, 1}, 2};
+  const Tensor out{scratch.data(), type, {sample.rows, routers_->ffn, 1, 1}, 2};
+  double fastest = std::numeric_limits<double>::infinity();
+  for (int pass = 0; pass < kPasses; ++pass) {
+    int routed = 0;
+    const auto begin = Clock::now();
+    for (int layer = 0; layer < static_cast<int>(layers_.size()); ++layer) {
+      if (layers_[layer].a == nullptr) continue;
+      const int count =
+          std::min(routers_->ffn, sparsity::neurons_for(*routers_, layer, sample.rows));
+      route(device, layer, in, out, count);
+      ++routed;
+    }
+    device.synchronize();
+    const double seconds = std::chrono::duration<double>(Clock::now() - begin).count();
+    fastest = std::min(fastest, seconds / std::max(routed, 1));
+  }
+  sample.fixed_seconds += fastest;
+  return {};
 }
 
 }  // namespace polar::study

@@ -7,6 +7,7 @@
 
 #include "model/decoder.h"
 #include "sparsity/routers.h"
+#include "study/mlp_cost.h"
 
 namespace polar::study {
 
@@ -24,21 +25,30 @@ class OracleNeurons : public model::NeuronPlanner {
 };
 
 /// The neurons that the MLP routers choose: the best by the rows' sums of positive logits, as many
-/// as hold the recall at this number of rows.
+/// as hold the recall at this number of rows. With a cost model, a layer in which that many and
+/// their routing do not pay at this number of rows runs dense, without asking its router.
 class RoutedNeurons : public model::NeuronPlanner {
  public:
   static Result<std::unique_ptr<RoutedNeurons>> create(
-      backend::Device& device, std::shared_ptr<const sparsity::Routers> routers);
+      backend::Device& device, std::shared_ptr<const sparsity::Routers> routers,
+      std::shared_ptr<const MlpCost> cost = nullptr);
 
  protected:
   const backend::NeuronSet* choose(const model::MlpContext& context) override;
 
  private:
+  RoutedNeurons() = default;
+  /// The layer's best `count` neurons for x [rows][hidden]; `scratch` [rows][ffn] is overwritten.
+  const backend::NeuronSet* route(backend::Device& device, int layer, const Tensor& x,
+                                  const Tensor& scratch, int count);
+  Status add_routing(backend::Device& device, MlpCost::Sample& sample);
+
   struct Layer {
     std::unique_ptr<backend::Weight> a, b;  // null: this layer runs dense
     backend::Buffer bias;
   };
   std::shared_ptr<const sparsity::Routers> routers_;  // the CPU computes on its memory
+  std::shared_ptr<const MlpCost> cost_;               // null: every choice is taken
   std::vector<Layer> layers_;
   backend::Buffer narrow_;  // [rows][rank]
   backend::Buffer index_;

@@ -175,7 +175,7 @@ Result<std::unique_ptr<model::NeuronPlanner>> make_neurons(const Policy& policy,
     return bad_input("command line", "--neurons routed", "no MLP routers",
                      "--profile with a folder that polar calibrate --routers wrote");
   }
-  POLAR_ASSIGN(auto routed, RoutedNeurons::create(device, policy.routers));
+  POLAR_ASSIGN(auto routed, RoutedNeurons::create(device, policy.routers, policy.mlp_cost));
   return std::unique_ptr<model::NeuronPlanner>(std::move(routed));
 }
 

@@ -33,6 +33,7 @@ struct Policy {
   uint64_t seed = 1;
   NeuronChoice neurons = NeuronChoice::kOff;
   std::shared_ptr<const sparsity::Routers> routers;  // kRouted, NeuronChoice::kRouted
+  std::shared_ptr<const MlpCost> mlp_cost;  // NeuronChoice::kRouted: dense where it does not pay
 
   bool is_dense(int layer) const;
   /// Units of a layer that are read in full.
