@@ -10,6 +10,9 @@ model="${POLAR_MODEL:-$(scripts/fetch-demo-model.sh)}"
 # The shipped profile belongs to the model that the demo fetches; for another one every head reads sink and window.
 profile=()
 if [ -z "${POLAR_MODEL:-}" ] && [[ " $* " != *" --profile"* ]]; then
-  profile=(--profile profiles/SmolLM2-135M-Instruct --point 3%)
+  folder=profiles/SmolLM2-135M-Instruct
+  # On a GPU pages are scored by mean keys.
+  build/polar version | grep '^cuda:' | grep -q found || folder+=-mean
+  profile=(--profile "$folder" --point 3%)
 fi
 exec build/polar demo "$model" --text examples/alice.txt "${profile[@]}" "$@"

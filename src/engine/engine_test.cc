@@ -51,10 +51,11 @@ class EngineTest : public ::testing::Test {
   size_t page_bytes() const {
     return backend::KvView{nullptr, DType::kF32, 2, 1, 2, 16}.page_bytes();
   }
-  /// Of a page's mean keys, where pages are chosen.
-  size_t page_mean_bytes(backend::ReadKind kind) const {
-    if (kind != backend::ReadKind::kPages) return 0;
-    return backend::KvView{nullptr, DType::kF32, 2, 1, 2, 16}.page_mean_bytes();
+  /// Of a page's indices, where pages are chosen.
+  size_t indices_bytes(const sparsity::Profile& profile) const {
+    backend::KvView one{nullptr, DType::kF32, 2, 1, 2, 16};
+    one.page_score = profile.page_score;
+    return profile.selects_pages(0) ? one.indices_bytes() : 0;
   }
 
   /// Logits of the token behind `tokens`.
@@ -203,8 +204,9 @@ TEST_F(EngineTest, PreemptionAndPrefixSharingChangeNoToken) {
 }
 
 /// Window: every unit reads its ends. Pages: it chooses 500 per mille of its pages for each token.
-sparsity::Profile sparse_profile(backend::ReadKind kind) {
+sparsity::Profile sparse_profile(backend::ReadKind kind, backend::PageScore score) {
   sparsity::Profile profile = sparsity::window_profile(2, 2, 1, 1, {});
+  profile.page_score = score;
   for (backend::UnitBudget& budget : profile.points[1].budgets) {
     budget.kind = kind;
     budget.pages_per_mille = 500;
@@ -213,8 +215,12 @@ sparsity::Profile sparse_profile(backend::ReadKind kind) {
 }
 
 TEST_F(EngineTest, SparsePreemptionAndPrefixSharingAreExactToo) {
-  for (const auto kind : {backend::ReadKind::kWindow, backend::ReadKind::kPages}) {
-    const sparsity::Profile profile = sparse_profile(kind);
+  using backend::PageScore;
+  using backend::ReadKind;
+  for (const auto& [kind, score] : {std::pair{ReadKind::kWindow, PageScore::kMean},
+                                    {ReadKind::kPages, PageScore::kMean},
+                                    {ReadKind::kPages, PageScore::kCodes}}) {
+    const sparsity::Profile profile = sparse_profile(kind, score);
     const std::vector<int32_t> shared = random_tokens(40, 77);
     std::vector<GenerationRequest> requests;
     for (int i = 0; i < 12; ++i) {
@@ -230,7 +236,7 @@ TEST_F(EngineTest, SparsePreemptionAndPrefixSharingAreExactToo) {
     const auto roomy = make_engine(options, &profile);
     std::vector<Outcome> alone;
     for (const auto& request : requests) alone.push_back(run_all(*roomy, {request})[0]);
-    options.kv_bytes = 24 * page_bytes() + 24 * page_mean_bytes(kind);
+    options.kv_bytes = 24 * page_bytes() + 24 * indices_bytes(profile);
     options.prefix_cache = true;
     const auto tight = make_engine(options, &profile);
     const auto together = run_all(*tight, requests);
