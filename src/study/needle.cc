@@ -217,8 +217,10 @@ Result<std::vector<NeedleAnswers>> ask_once(backend::Device& device, const model
   while (all.size() < needles.size()) {
     const size_t count = std::min<size_t>(at_once, needles.size() - all.size());
     const auto some = needles.subspan(all.size(), count);
-    POLAR_ASSIGN(const auto retrieval,
-                 Retrieval::create(device, weights, {some.begin(), some.end()}, kv_dtype));
+    POLAR_ASSIGN(
+        const auto retrieval,
+        Retrieval::create(device, weights, {some.begin(), some.end()}, kv_dtype,
+                          planner != nullptr ? planner->page_score() : backend::PageScore{}));
     const std::vector<NeedleAnswers> answers = retrieval->ask(planner);
     all.insert(all.end(), answers.begin(), answers.end());
     if (progress) progress(static_cast<int>(all.size()), static_cast<int>(needles.size()));
