@@ -149,10 +149,12 @@ class Calibrator {
       CurvePoint point;
       point.policy = setting.policy;
       point.setting = setting.setting;
+      Policy values = setting.values;
+      values.page_score = options_.page_score;  // as the retrieval prompts' cache is kept
       const std::string name = setting.policy + ", " + setting.setting;
       POLAR_RETURN_IF_ERROR(measure_once(
           "curve " + name + of_routers(setting.values.routers), name,
-          [&] { return options_.curve_planner(setting.values, ranked_); }, point));
+          [&] { return options_.curve_planner(values, ranked_); }, point));
       result_.curve.push_back(std::move(point));
     }
     return {};
