@@ -190,7 +190,7 @@ TEST(PageIndexTest, CodesAreTheRotatedKeysInFourSteps) {
   }
 }
 
-/// The best token's product with its coded key. Table entries are rounded to 63 steps, so a score
+/// The best token's product with its coded key. Table entries are rounded to 21 steps, so a score
 /// may be off by half a step for each four channels and each plane, the high one twice.
 TEST_P(PageScoreTest, CodesScoreTheBestToken) {
   std::mt19937 random(35);
@@ -221,7 +221,7 @@ TEST_P(PageScoreTest, CodesScoreTheBestToken) {
         }
         const double unit = pages.root_mean_square(page) / 2 * scale;
         scores[q][page] = best * unit;
-        error = std::max(error, 3 * groups * 0.5 * largest / 63 * unit);
+        error = std::max(error, 3 * groups * 0.5 * largest / 21 * unit);
       }
     }
     const std::vector<double> expected = softmax_sum(scores);
