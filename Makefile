@@ -1,7 +1,7 @@
 # Thin: each target names the script or the CMake call that does the work.
 JOBS ?= $(shell nproc)
 
-.PHONY: build demo test soak bench format lint sanitize fuzz clean
+.PHONY: build demo test test-page soak bench format lint sanitize fuzz clean
 
 build:  ## the product only: build/polar
 	@scripts/setup.sh build
@@ -16,6 +16,10 @@ test:  ## everything, through CTest
 	@cmake --preset release --log-level=WARNING -DPOLAR_TESTS=ON
 	@cmake --build build -j $(JOBS)
 	@ctest --test-dir build --output-on-failure -j $(JOBS)
+
+test-page: build  ## the page in a headless Chromium, which this installs
+	@scripts/setup.sh page
+	@scripts/page-test.sh
 
 soak: build  ## 20,000 requests of good, rude, slow and broken clients against a real server; `make test` runs 500
 	@python3 tests/e2e/soak.py build/polar tests/golden/models/qwen2
