@@ -13,6 +13,6 @@ if [ -z "${POLAR_MODEL:-}" ] && [[ " $* " != *" --profile"* ]]; then
   folder=profiles/SmolLM2-135M-Instruct
   # On a GPU pages are scored by mean keys.
   build/polar version | grep '^cuda:' | grep -q found || folder+=-mean
-  profile=(--profile "$folder" --point 3%)
+  profile=(--profile "$folder" --point 1%)
 fi
 exec build/polar demo "$model" --text examples/alice.txt "${profile[@]}" "$@"
