@@ -79,7 +79,7 @@ def main():
             compare("heads", shape, {"0.5 heads": ("heads", 0.5, 0)}, {"0.5 heads": 1.7})
     if "pages" in stages:
         for shape in PAGES:
-            compare("pages", shape, {f"{d} {k}": (k, d, 0) for d in (0.25, 0.125) for k in ("pages", "select")},
+            compare("pages", shape, {f"{d} {k}": (k, d, 0) for d in (0.25, 0.125) for k in ("pages", "select", "pages-codes", "select-codes")},
                     {"0.25 pages": 2.9, "0.125 pages": 4.4 if shape[4] == 8192 else None})
         compare("pages", (1, 8, 4, 128, 131072), {"0.125 pages": ("pages", 0.125, 0), "0.125 select": ("select", 0.125, 0)})
     if "skew" in stages:

@@ -10,9 +10,6 @@ model="${POLAR_MODEL:-$(scripts/fetch-demo-model.sh)}"
 # The shipped profile belongs to the model that the demo fetches; for another one every head reads sink and window.
 profile=()
 if [ -z "${POLAR_MODEL:-}" ] && [[ " $* " != *" --profile"* ]]; then
-  folder=profiles/SmolLM2-135M-Instruct
-  # On a GPU pages are scored by mean keys.
-  build/polar version | grep '^cuda:' | grep -q found || folder+=-mean
-  profile=(--profile "$folder" --point 1%)
+  profile=(--profile profiles/SmolLM2-135M-Instruct --point 1%)
 fi
 exec build/polar demo "$model" --text examples/alice.txt "${profile[@]}" "$@"

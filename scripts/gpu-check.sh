@@ -4,7 +4,8 @@
 # appends JSON lines to $RESULTS (default build/gpu-check.jsonl).
 # usage: scripts/gpu-check.sh STAGE...
 #   build | test | sanitize | attention | pages | mlp | e2e ROW... | peers ROW... | report
-#   ROW: model:batch:context[:density], e.g. llama-2-7b:48:3968:0.5 (density: random heads, the others nothing)
+#   ROW: model:batch:context[:density[:mean|codes]], e.g. llama-2-7b:48:3968:0.5 (random heads, the others nothing) or
+#   llama-2-7b:48:3968:0.25:codes (a quarter of each head's pages, scored by codes)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 results=${RESULTS:-build/gpu-check.jsonl}
@@ -18,11 +19,11 @@ stage_build() {
   local vendor=()
   [ -d vendor ] && vendor=(-DPOLAR_VENDOR="$PWD/vendor")
   cmake --preset release -DPOLAR_CUDA=ON -DPOLAR_TESTS=OFF -DPOLAR_BENCHMARKS=OFF -DPOLAR_GPU_CHECKS=ON "${vendor[@]}"
-  cmake --build build --target polar polar_cuda_test polar_attention_check polar_mlp_bench polar_attention_bench
+  cmake --build build --target polar polar_cuda_test polar_attention_check polar_plan_check polar_mlp_bench polar_attention_bench
 }
 stage_test() {
   local program
-  for program in polar_cuda_test polar_attention_check; do
+  for program in polar_cuda_test polar_plan_check polar_attention_check; do
     timeout 280 "$(find_binary $program)" | grep -v ' ok$' || { echo "gpu-check: $program failed" >&2; return 1; }
   done
 }
@@ -33,11 +34,12 @@ stage_attention() { timeout 590 python3 bench/attention.py "$(find_binary polar_
 stage_pages() { timeout 590 python3 bench/attention.py "$(find_binary polar_attention_bench)" "${results%.jsonl}-pages.json" pages; }
 stage_mlp() { timeout 590 "$(find_binary polar_mlp_bench)" | stamp; }
 stage_e2e() {
-  local row model batch context density policy
+  local row model batch context density score policy
   for row in "$@"; do
-    IFS=: read -r model batch context density <<<"$row"
+    IFS=: read -r model batch context density score <<<"$row"
     policy=()
     [ -z "$density" ] || policy=(--policy random --density "$density" --fallback none)
+    [ -z "$score" ] || policy=(--policy pages --pages "$density" --page-score "$score")
     timeout 300 "$(find_binary polar)" bench --dummy "$model" --device cuda --batch "$batch" --context "$context" --decode 20 \
       --format json "${policy[@]}" |
       python3 -c '

@@ -20,7 +20,7 @@ struct CalibrateFlags {
   ModelFlags model;
   std::string text;
   std::string max_loss = "1%";
-  std::string page_score;  // empty: the best that the device has
+  std::string page_score = "codes";
   std::string out;
   study::CalibrateOptions options;
   bool routers = false;
@@ -131,7 +131,6 @@ Result<int> calibrate(CalibrateFlags& flags) {
   POLAR_ASSIGN(auto device, open_device(flags.model));
   POLAR_ASSIGN(const model::Weights weights, model::load_weights(*device, file));
   flags.options.kv_dtype = kv_dtype(flags.model, *device);
-  if (flags.page_score.empty()) flags.page_score = device->info().is_cpu ? "codes" : "mean";
   flags.options.page_score =
       flags.page_score == "mean" ? backend::PageScore::kMean : backend::PageScore::kCodes;
   flags.options.text_name = std::filesystem::path(flags.text).filename().string();
@@ -213,9 +212,9 @@ void add_calibrate(CLI::App& app, Run& run) {
       ->capture_default_str();
   command
       ->add_option("--page-score", flags->page_score,
-                   "How pages are scored: codes (two bits per key channel; default on the CPU) or "
-                   "mean (mean keys; default on the GPU)")
-      ->check(CLI::IsMember({"mean", "codes"}));
+                   "How pages are scored: codes (two bits per key channel) or mean (mean keys)")
+      ->check(CLI::IsMember({"mean", "codes"}))
+      ->capture_default_str();
   command->add_option("--seed", options.seed, "Seed of the retrieval prompts")
       ->capture_default_str();
   command->add_flag(

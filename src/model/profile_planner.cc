@@ -6,9 +6,9 @@ namespace polar::model {
 
 Result<std::unique_ptr<ProfilePlanner>> ProfilePlanner::create(backend::Device& device,
                                                                const sparsity::Profile& profile) {
-  if (profile.page_score != backend::PageScore::kMean && !device.info().is_cpu) {
+  if (profile.page_score == backend::PageScore::kMass && !device.info().is_cpu) {
     return bad_input("profile", "page_score", backend::page_score_name(profile.page_score),
-                     "mean on " + device.info().name);
+                     "mean or codes on " + device.info().name);
   }
   std::unique_ptr<ProfilePlanner> planner(new ProfilePlanner);
   planner->points_ = static_cast<int>(profile.points.size());

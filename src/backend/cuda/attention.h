@@ -99,6 +99,7 @@ struct DecodeAttention {
   const void* query = nullptr;       // [units][group][head_dim], bf16
   void* output = nullptr;            // [units][group][head_dim], bf16
   AttentionScratch scratch;
+  bool early = true;  // may begin while the kernel before it in the stream still runs
 };
 
 /// Shares into which one launch is cut on the current device: one per multiprocessor.
@@ -120,54 +121,60 @@ struct PlanLaunch {
   const UnitBudget* budgets = nullptr;  // [points][kv_heads]; null: every unit is full
   const PointLimits* limits = nullptr;  // [points]
   const float* router = nullptr;        // [rows][kv_heads] logits of routed units, or null
+  int list_begin = 0;                   // where lists of chosen pages begin in Batch::pages, and
+  int list_capacity = 0;                // entries for all units alike; 0: kPages reads everything
   PageRanges* plan = nullptr;           // [rows][kv_heads] out
   ReadCount* read = nullptr;            // [rows] increased; or null
   Schedule schedule;                    // out
 };
 
-/// Budgets to page ranges and their schedule. Routed units: the `routed` ones with the largest
-/// logits of a row are full, the others fall back (ties: the lower head). One block; a node.
-cudaError_t launch_plan(const PlanLaunch& args, cudaStream_t stream);
+/// Budgets to page ranges and their schedule. How much a unit reads does not depend on which pages
+/// it chooses: their list is written by launch_page_selection, before or after. Routed units: the
+/// `routed` ones with the largest logits of a row are full, the others fall back (ties: the lower
+/// head). One block; a node. `early`: may begin while the kernel before it in the stream still
+/// runs.
+cudaError_t launch_plan(const PlanLaunch& args, cudaStream_t stream, bool early = true);
 
 /// The schedule of ranges that stand in `plan` already: for plans that the host or a study wrote.
 cudaError_t launch_schedule(const PlanLaunch& args, cudaStream_t stream);
 
-/// Page scores: one mean key per (page, KV head), [page][kv_head][head_dim] bf16 of one layer,
-/// written once, when the page becomes full.
-struct PageMeans {
+/// What one layer's pages are scored by (page_score.h), per page and KV head, written once, when
+/// the page becomes full.
+struct PageIndex {
   const int32_t* position = nullptr;  // [rows]
   const int32_t* sequence = nullptr;  // [rows]
   int rows = 0;
   int kv_heads = 0;
-  int head_dim = 0;
+  int head_dim = 0;  // as in DecodeAttention
   int table_stride = 0;
   const int32_t* pages = nullptr;  // Batch::pages
   const std::byte* kv = nullptr;   // blocks of the layer
   DType kv_dtype = DType::kBF16;
-  void* means = nullptr;  // out
+  PageScore score = PageScore::kMean;
+  void* data = nullptr;         // out: [page][kv_head], mean keys [head_dim] bf16, or PageCodes
+  float* half_steps = nullptr;  // out: [page][kv_head], of codes
 };
 
-/// Writes the means of the pages that these rows fill (position % kPageTokens is the last). K must
-/// be stored. For prefill rows; planned rows' pages are written by launch_page_selection.
-cudaError_t launch_page_means(const PageMeans& args, cudaStream_t stream);
+/// Writes the indices of the pages that these rows fill (position % kPageTokens is the last). K
+/// must be stored. For prefill rows; planned rows' pages are written by launch_page_selection.
+cudaError_t launch_page_index(const PageIndex& args, cudaStream_t stream);
 
-/// Page selection for the kPages units of a layer; the other units as launch_plan does. Two nodes.
+/// Page selection: the lists of the kPages units of a layer. Two nodes.
 ///
 /// A unit's candidates are its full pages between the sink and the newest; each query head's scores
-/// q * mean key * scale are normalised by a softmax over the candidates and added up over the
-/// group. The unit reads ceil(pages_per_mille / 1000 * visible pages) pages in all, sink, newest
-/// and the page being filled included; at least those. Ties go to the lower page.
+/// are normalised by a softmax over the candidates and added up over the group. The unit reads
+/// ceil(pages_per_mille / 1000 * visible pages) pages in all, sink, newest and the page being
+/// filled included; at least those. Ties go to the lower page.
 struct PageSelection {
   PlanLaunch plan;
-  PageMeans means;              // of the same planned rows; rows 0: the means are written already
+  PageIndex index;              // of the same planned rows; rows 0: it is written already
   const void* query = nullptr;  // [rows][kv_heads * group][head_dim] bf16
   int group = 0;
   float scale = 1.0f;
   float* scores = nullptr;   // scratch (page_scores_bytes)
   int32_t* pages = nullptr;  // Batch::pages, writable: the lists are written behind the tables
   int32_t list_begin = 0;
-  int list_capacity = 0;        // entries; each unit has list_capacity / units of them
-  int32_t* arrivals = nullptr;  // [1], zero before the first launch, left zero
+  int list_capacity = 0;  // entries; each unit has list_capacity / units of them
 };
 size_t page_scores_bytes(int units, int group, int table_stride);
 cudaError_t launch_page_selection(const PageSelection& args, cudaStream_t stream);

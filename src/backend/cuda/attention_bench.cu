@@ -5,10 +5,10 @@
 //   decode BATCH KV_HEADS GROUP HEAD_DIM TOKENS KIND PARAMETER IMPLEMENTATION
 //     KIND dense | contiguous (pages not shuffled) | plan (dense, the plan kernel in front) | heads
 //     (PARAMETER = share of units read, the others nothing) | window (the same, the others sink 1 +
-//     recent 4) | pages (PARAMETER = share; scoring and selection included) | select (scoring and
-//     selection alone) | skew (one sequence of 32,768 tokens, the others 512) IMPLEMENTATION 0
-//     product | 1 no arithmetic | 2 not launched early | 10 + n: n slots a warp | 100 + n: clocks
-//     at the kernel's marks
+//     recent 4) | pages, pages-codes (PARAMETER = share; scoring, by mean keys or codes, and
+//     selection included) | select, select-codes (scoring and selection alone) | skew (one sequence
+//     of 32,768 tokens, the others 512) IMPLEMENTATION 0 product | 1 no arithmetic | 2 not launched
+//     early | 10 + n: n slots a warp | 100 + n: clocks at the kernel's marks
 //   prefill BATCH KV_HEADS GROUP HEAD_DIM TOKENS
 //
 // Page ids are shuffled over at least 8 GB, no page is shared, KV sets rotate from launch to
@@ -73,7 +73,7 @@ T* allocate(size_t count, int byte = 0) {
 
 struct Pool {
   std::byte* kv = nullptr;
-  std::byte* means = nullptr;
+  std::byte* index = nullptr;
   size_t bytes = 0;
 };
 
@@ -119,7 +119,7 @@ double time_graph(int launches, F queue) {
   return times[times.size() / 2] / 1e3 / launches;
 }
 
-cudaError_t launch_variant(int implementation, const DecodeAttention& a, cudaStream_t stream) {
+cudaError_t launch_variant(int implementation, DecodeAttention a, cudaStream_t stream) {
   using Bf16 = __nv_bfloat16;
   switch (implementation) {
     case 0:
@@ -127,7 +127,8 @@ cudaError_t launch_variant(int implementation, const DecodeAttention& a, cudaStr
     case 1:
       return launch_decode_instance<128, Bf16, 1, DecodeMode::kCopyOnly>(a, stream);
     case 2:
-      return launch_decode_instance<128, Bf16, 1>(a, stream, 0, false);
+      a.early = false;
+      return launch_decode_attention(a, stream);
     default:
       return launch_decode_instance<128, Bf16, 1>(a, stream, implementation % 10);
   }
@@ -138,10 +139,11 @@ cudaError_t launch_variant(int implementation, const DecodeAttention& a, cudaStr
 void print_timeline(const std::vector<DecodeAttention>& attention, int slots) {
   const int blocks = attention[0].schedule.shares;
   auto* marks = allocate<long long>(static_cast<size_t>(blocks) * kTimelineMarks);
-  for (const auto& a : attention) {
+  for (DecodeAttention a : attention) {
+    a.early = false;
     CUDA_OK(cudaMemset(marks, 0, sizeof(long long) * blocks * kTimelineMarks));
     CUDA_OK((launch_decode_instance<128, __nv_bfloat16, 1, DecodeMode::kTimed>(a, nullptr, slots,
-                                                                               false, marks)));
+                                                                               marks)));
     CUDA_OK(cudaDeviceSynchronize());
   }
   std::vector<long long> host(blocks * kTimelineMarks);
@@ -195,7 +197,8 @@ void run_decode(const Request& r, const Pool& pool) {
   if (r.kind != "contiguous") std::shuffle(ids.begin(), ids.end(), random);
 
   const int units = r.batch * r.kv_heads, blocks = attention_shares();
-  const bool pages = r.kind == "pages" || r.kind == "select";
+  const bool selects = r.kind.starts_with("select");
+  const bool pages = r.kind.starts_with("pages") || selects;
   std::vector<uint16_t> query(static_cast<size_t>(units) * r.group * r.head_dim);
   for (size_t i = 0; i < query.size(); ++i)
     query[i] = check::to_bits(DType::kBF16, check::uniform(3, static_cast<uint32_t>(i)));
@@ -230,19 +233,22 @@ void run_decode(const Request& r, const Pool& pool) {
     s.plan.limits = upload(std::vector<PointLimits>(1));
     s.scores = allocate<float>(page_scores_bytes(units, r.group, stride) / sizeof(float));
   }
-  s.means = {s.plan.position, s.plan.sequence, r.batch, r.kv_heads,   r.head_dim,
-             stride,          nullptr,         pool.kv, DType::kBF16, pool.means};
+  s.index = {s.plan.position, s.plan.sequence, r.batch,      r.kv_heads,       r.head_dim, stride,
+             nullptr,         pool.kv,         DType::kBF16, PageScore::kMean, pool.index};
+  if (r.kind.ends_with("codes")) {
+    s.index.score = PageScore::kCodes;
+    s.index.half_steps = allocate<float>(pool.bytes / block, 0x3e);
+  }
   s.query = a.query;
   s.group = r.group;
   s.scale = a.scale;
-  s.list_begin = a.list_begin;
-  s.list_capacity = pages ? units * stride : 0;
-  s.arrivals = allocate<int32_t>(1);
+  s.plan.list_begin = a.list_begin;
+  s.plan.list_capacity = pages ? units * stride : 0;
   std::vector<DecodeAttention> attention;
   std::vector<PageSelection> selection;
   size_t pages_read = 0;
   for (int set = 0; set < sets; ++set) {
-    std::vector<int32_t> table(a.list_begin + s.list_capacity);
+    std::vector<int32_t> table(a.list_begin + s.plan.list_capacity);
     const int32_t* next = &ids[set * set_pages];
     std::vector<PageRanges> plan(units);
     for (int row = 0; row < r.batch; ++row) {
@@ -261,12 +267,12 @@ void run_decode(const Request& r, const Pool& pool) {
     }
     s.pages = upload(table);
     a.pages = s.pages;
-    s.means.pages = s.pages;
+    s.index.pages = s.pages;
     s.plan.plan = upload(plan);
     a.plan = s.plan.plan;
     s.plan.schedule = schedule_at(allocate<std::byte>(schedule_bytes(units, blocks)), blocks);
     a.schedule = s.plan.schedule;
-    CUDA_OK(pages ? launch_page_selection(s, nullptr) : launch_schedule(s.plan, nullptr));
+    CUDA_OK(pages ? launch_plan(s.plan, nullptr) : launch_schedule(s.plan, nullptr));
     int32_t header[2];
     CUDA_OK(cudaMemcpy(header, a.schedule.header, sizeof(header), cudaMemcpyDeviceToHost));
     pages_read += header[0];
@@ -274,11 +280,25 @@ void run_decode(const Request& r, const Pool& pool) {
     selection.push_back(s);
   }
   if (r.implementation >= 100) return print_timeline(attention, r.implementation % 10);
+  // Selecting pages: the plan and its schedule are written beside it, as in the product.
+  cudaStream_t side;
+  cudaEvent_t begun, planned;
+  CUDA_OK(cudaStreamCreate(&side));
+  CUDA_OK(cudaEventCreate(&begun));
+  CUDA_OK(cudaEventCreate(&planned));
   const double seconds = time_graph(std::max(20, sets), [&](int i, cudaStream_t stream) {
     i %= sets;
-    if (pages) CUDA_OK(launch_page_selection(selection[i], stream));
+    if (pages) {
+      CUDA_OK(cudaEventRecord(begun, stream));
+      CUDA_OK(cudaStreamWaitEvent(side, begun));
+      CUDA_OK(launch_plan(selection[i].plan, side, false));
+      CUDA_OK(cudaEventRecord(planned, side));
+      CUDA_OK(launch_page_selection(selection[i], stream));
+      CUDA_OK(cudaStreamWaitEvent(stream, planned));
+      attention[i].early = false;
+    }
     if (r.kind == "plan") CUDA_OK(launch_plan(selection[i].plan, stream));
-    if (r.kind != "select") CUDA_OK(launch_variant(r.implementation, attention[i], stream));
+    if (!selects) CUDA_OK(launch_variant(r.implementation, attention[i], stream));
   });
   const double bytes = static_cast<double>(pages_read) / sets * block;
   std::printf("{\"us\": %.3f, \"dense_bytes\": %.0f, \"read_bytes\": %.0f, \"tb_per_s\": %.3f}\n",
@@ -307,7 +327,7 @@ void run_prefill(const Request& r, const Pool& pool) {
   a.chunk_begin = upload(begin);
   a.sequences = r.batch;
   a.prefill_rows = rows;
-  a.query = pool.means;  // random enough
+  a.query = pool.index;  // random enough
   a.output = allocate<uint16_t>(static_cast<size_t>(rows) * heads * r.head_dim);
   const double seconds = time_graph(
       3, [&](int, cudaStream_t stream) { CUDA_OK(launch_prefill_attention(a, stream)); });
@@ -321,9 +341,9 @@ int bench_main(int argc, char** argv) {
   Pool pool;
   pool.bytes = (argc > 1 ? std::strtoull(argv[1], nullptr, 10) : 24) << 30;
   CUDA_OK(cudaMalloc(&pool.kv, pool.bytes));
-  CUDA_OK(cudaMalloc(&pool.means, pool.bytes / 32));
+  CUDA_OK(cudaMalloc(&pool.index, pool.bytes / 16));
   fill_random<<<2048, 256>>>(reinterpret_cast<uint4*>(pool.kv), pool.bytes / 16);
-  fill_random<<<2048, 256>>>(reinterpret_cast<uint4*>(pool.means), pool.bytes / 32 / 16);
+  fill_random<<<2048, 256>>>(reinterpret_cast<uint4*>(pool.index), pool.bytes / 16 / 16);
   CUDA_OK(cudaDeviceSynchronize());
   std::string line;
   while (std::getline(std::cin, line)) {

@@ -20,8 +20,7 @@ int decode_slots(int group, int wanted) {
 
 template <int D, typename T, int NT, DecodeMode kMode = DecodeMode::kProduct>
 cudaError_t launch_decode_instance(const DecodeAttention& args, cudaStream_t stream,
-                                   int wanted_slots = 0, bool early = true,
-                                   long long* timeline = nullptr) {
+                                   int wanted_slots = 0, long long* timeline = nullptr) {
   const auto kernel = decode_attention_kernel<D, T, NT, kMode>;
   DecodeParams params{args, args.scale * 1.4426950408889634f,
                       decode_slots<D>(args.group, wanted_slots), timeline};
@@ -29,7 +28,7 @@ cudaError_t launch_decode_instance(const DecodeAttention& args, cudaStream_t str
   const cudaError_t error =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   if (error != cudaSuccess) return error;
-  if (early)
+  if (args.early)
     return launch_early(kernel, args.schedule.shares, decode_warps(D) * 32, bytes, stream, params);
   kernel<<<args.schedule.shares, decode_warps(D) * 32, bytes, stream>>>(params);
   return cudaGetLastError();

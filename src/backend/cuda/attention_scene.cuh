@@ -1,11 +1,12 @@
 #pragma once
-// What attention_check.cu checks on: device arrays, a cache of ragged sequences, and how far
-// outputs are from what is wanted.
+// What attention_check.cu and plan_check.cu check on: device arrays, a cache of ragged sequences,
+// how far outputs are from what is wanted, and the verdict.
 
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <random>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -135,6 +136,48 @@ Errors compare(const std::vector<uint16_t>& out, const std::vector<std::vector<d
   }
   e.all = norm > 0 ? std::sqrt(diff / norm) : diff;
   return e;
+}
+
+std::vector<int> random_lengths(std::mt19937& random, int count, int longest) {
+  std::vector<int> out;
+  const int edges[] = {1, 15, 16, 17, 32, 33, 255, 256, 257};
+  for (int i = 0; i < count; ++i) {
+    if (i % 3 == 0)
+      out.push_back(edges[random() % 9]);
+    else
+      out.push_back(static_cast<int>(
+                        std::exp(std::uniform_real_distribution<>(0, std::log(longest))(random))) +
+                    1);
+  }
+  return out;
+}
+
+constexpr int kSkipped = 77;
+bool has_gpu() {
+  int devices = 0;
+  const bool found = cudaGetDeviceCount(&devices) == cudaSuccess && devices > 0;
+  if (!found) std::printf("no GPU: nothing was checked\n");
+  return found;
+}
+
+int failures = 0;
+
+std::vector<int32_t> blocks_of(const std::vector<ReadCount>& read) {
+  std::vector<int32_t> blocks;
+  for (const ReadCount& row : read) blocks.push_back(row.blocks);
+  return blocks;
+}
+
+void report(const std::string& name, bool ok, double error) {
+  std::printf("%-72s %s  %.2e\n", name.c_str(), ok ? "ok" : "FAILED", error);
+  std::fflush(stdout);
+  failures += !ok;
+}
+
+/// Says how it went; the exit code.
+int verdict() {
+  std::printf(failures == 0 ? "all right\n" : "%d FAILED\n", failures);
+  return failures == 0 ? 0 : 1;
 }
 
 }  // namespace

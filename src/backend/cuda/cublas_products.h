@@ -28,11 +28,12 @@ class CublasProducts {
   CublasProducts(const CublasProducts&) = delete;
   CublasProducts& operator=(const CublasProducts&) = delete;
 
-  /// How many algorithms the library proposes for a shape (at most 8), best guess first.
+  /// How many algorithms the library proposes for a shape (at most 8, none for some narrow ones),
+  /// best guess first.
   int algorithms(const ProductShape& shape) {
     return static_cast<int>(plan(shape).algorithms.size());
   }
-  /// Queues one product. `bias` is bf16 [outputs].
+  /// Queues one product. `bias` [outputs] is f32 where y is, else bf16.
   void run(const ProductShape& shape, int algorithm, const void* x, const void* weight,
            const void* bias, void* y, void* workspace, cudaStream_t stream);
 

@@ -13,21 +13,31 @@ namespace {
 
 constexpr size_t kPartialBytes = CublasProducts::kWorkspaceBytes;
 constexpr int kSkinnyRows = 16;  // more rows than that: the library's kernels are as good
+constexpr int kMostSkinnyRows = 64;
 
-/// Rows [first, first + rows) of a batch, whose filled pages' means are wanted.
-PageMeans page_means(const Batch& batch, const KvView& kv, int layer, int first, int rows) {
-  PageMeans means;
-  means.position = batch.position + first;
-  means.sequence = batch.sequence + first;
-  means.rows = rows;
-  means.kv_heads = kv.kv_heads;
-  means.head_dim = kv.head_dim;
-  means.table_stride = batch.table_stride;
-  means.pages = batch.pages;
-  means.kv = kv.block(layer, 0, 0);
-  means.kv_dtype = kv.dtype;
-  means.means = kv.index_of(layer, 0, 0);
-  return means;
+/// Rows [first, first + rows) of a batch, whose filled pages' indices are wanted. Half steps stand
+/// behind the codes of all layers, so that codes are aligned.
+PageIndex page_index(const Batch& batch, const KvView& kv, int layer, int first, int rows) {
+  PageIndex index;
+  index.position = batch.position + first;
+  index.sequence = batch.sequence + first;
+  index.rows = rows;
+  index.kv_heads = kv.kv_heads;
+  index.head_dim = kv.head_dim;
+  index.table_stride = batch.table_stride;
+  index.pages = batch.pages;
+  index.kv = kv.block(layer, 0, 0);
+  index.kv_dtype = kv.dtype;
+  index.score = kv.page_score;
+  index.data = kv.index_of(layer, 0, 0);
+  if (kv.page_score == PageScore::kCodes) {
+    const size_t blocks = static_cast<size_t>(kv.pages) * kv.kv_heads,
+                 code_bytes = kv.index_bytes() - sizeof(float);
+    index.data = kv.index + layer * blocks * code_bytes;
+    index.half_steps =
+        reinterpret_cast<float*>(kv.index + kv.layers * blocks * code_bytes) + layer * blocks;
+  }
+  return index;
 }
 
 }  // namespace
@@ -46,6 +56,14 @@ CudaOps::CudaOps(CudaDevice& device) : device_(device) {
   flush_bytes_ = size_t{160} << 20;
   flush_ = device.own(flush_bytes_);
   shares_ = attention_shares();
+  POLAR_CUDA(cudaStreamCreateWithFlags(&plan_stream_, cudaStreamNonBlocking));
+  POLAR_CUDA(cudaEventCreateWithFlags(&plan_inputs_, cudaEventDisableTiming));
+}
+
+CudaOps::~CudaOps() {
+  for (const LayerPlan& plan : layer_plans_) cudaEventDestroy(plan.done);
+  cudaEventDestroy(plan_inputs_);
+  cudaStreamDestroy(plan_stream_);
 }
 
 void CudaOps::changed(const void* data) {
@@ -107,6 +125,18 @@ void CudaOps::skinny(const SkinnyLaunch& launch) {
                 device_.stream());
 }
 
+void CudaOps::skinny_rows(const SkinnyLaunch& launch) {
+  const int rows = launch.rows;
+  const int64_t y_bytes = launch.y_stride * (launch.y_f32 ? 4 : 2);
+  for (int first = 0; first < rows; first += kMostSkinnyRows) {
+    SkinnyLaunch some = launch;
+    some.rows = std::min(kMostSkinnyRows, rows - first);
+    some.x = static_cast<const std::byte*>(launch.x) + first * launch.x_stride * 2;
+    some.y = static_cast<std::byte*>(launch.y) + first * y_bytes;
+    skinny(some);
+  }
+}
+
 void CudaOps::product(const void* x, int64_t x_stride, int rows, const Weight& weight,
                       const float* bias, bool relu, void* y, int64_t y_stride, bool f32) {
   const CudaWeight& w = cuda(weight);
@@ -120,14 +150,13 @@ void CudaOps::product(const void* x, int64_t x_stride, int rows, const Weight& w
                      bias != nullptr,
                      relu};
   const void* data = w.data();
-  const void* narrow_bias = bias != nullptr ? bias_in_bf16(bias, shape.outputs) : nullptr;
+  const void* its_bias = bias == nullptr || f32 ? bias : bias_in_bf16(bias, shape.outputs);
   std::vector<std::function<void()>> ways;
   for (int i = 0; i < cublas_.algorithms(shape); ++i) {
-    ways.push_back([=, this] {
-      cublas_.run(shape, i, x, data, narrow_bias, y, workspace_, device_.stream());
-    });
+    ways.push_back(
+        [=, this] { cublas_.run(shape, i, x, data, its_bias, y, workspace_, device_.stream()); });
   }
-  if (rows <= kSkinnyRows && !w.gathers() && shape.k % 32 == 0) {
+  if ((rows <= kSkinnyRows || ways.empty()) && !w.gathers() && shape.k % 32 == 0) {
     SkinnyLaunch launch{x,        x_stride,
                         rows,     data,
                         nullptr,  shape.outputs,
@@ -135,7 +164,7 @@ void CudaOps::product(const void* x, int64_t x_stride, int rows, const Weight& w
                         relu,     Activation::kRelu,
                         false,    y,
                         y_stride, f32};
-    ways.push_back([=, this] { skinny(launch); });
+    ways.push_back([=, this] { skinny_rows(launch); });
   }
   if (rows <= kSkinnyRows && w.gathers() && !f32 && !relu && shape.outputs % 8 == 0) {
     GatherDownLaunch launch{x, x_stride, rows, data, nullptr, shape.k, shape.outputs, bias, y};
@@ -144,12 +173,15 @@ void CudaOps::product(const void* x, int64_t x_stride, int rows, const Weight& w
                          device_.stream());
     });
   }
+  POLAR_CHECK(!ways.empty());
   fastest({shape, false}, rows, ways);
   POLAR_CUDA(cudaGetLastError());
 }
 
 void CudaOps::embed(const EmbedArgs& args) {
   dense_plan_ = {};
+  plans_began_ = false;
+  if (device_.capturing()) POLAR_CUDA(cudaEventRecord(plan_inputs_, device_.stream()));
   const Batch& batch = *args.batch;
   const CudaWeight& table = cuda(*args.table);
   const auto width = static_cast<int>(table.columns());
@@ -188,10 +220,10 @@ void CudaOps::qkv(const QkvArgs& args) {
           args.scratch.data, width, false);
   launch_rope_store(args, args.bias, device_.stream());
   POLAR_CUDA(cudaGetLastError());
-  // The means of the pages that planned rows fill are written by the plan verb.
+  // The indices of the pages that planned rows fill are written by the plan verb.
   const Batch& batch = *args.batch;
   if (args.kv.index != nullptr && batch.prefill_rows > 0) {
-    POLAR_CUDA(launch_page_means(page_means(batch, args.kv, args.layer, 0, batch.prefill_rows),
+    POLAR_CUDA(launch_page_index(page_index(batch, args.kv, args.layer, 0, batch.prefill_rows),
                                  device_.stream()));
   }
 }
@@ -200,13 +232,13 @@ void CudaOps::plan(const PlanArgs& args) {
   const Batch& batch = *args.batch;
   if (batch.planned_rows() == 0) return;
   const int first = batch.prefill_rows, units = batch.planned_rows() * args.kv.kv_heads;
-  // Choosing pages writes the means of the pages that its rows fill, unless rows of one sequence
+  // Choosing pages writes the indices of the pages that its rows fill, unless rows of one sequence
   // may choose what others of them fill.
   const bool chooses = args.kv.index != nullptr && args.query.data != nullptr;
   const bool alone = batch.rows == batch.sequences;
   if (args.kv.index != nullptr && !(chooses && alone)) {
-    POLAR_CUDA(launch_page_means(
-        page_means(batch, args.kv, args.layer, first, batch.planned_rows()), device_.stream()));
+    POLAR_CUDA(launch_page_index(
+        page_index(batch, args.kv, args.layer, first, batch.planned_rows()), device_.stream()));
   }
   const DensePlan dense{batch.position,     batch.planned_rows(), args.kv.kv_heads,
                         batch.table_stride, args.window,          args.plan.units};
@@ -217,29 +249,60 @@ void CudaOps::plan(const PlanArgs& args) {
     scheduled_ = args.plan.units;
     return;
   }
+  const float* logits = router_logits(args);
+  PlanLaunch launch{batch.position + first,
+                    batch.sequence + first,
+                    batch.point + first,
+                    batch.planned_rows(),
+                    args.kv.kv_heads,
+                    batch.table_stride,
+                    args.window,
+                    args.budgets,
+                    args.limits,
+                    logits,
+                    batch.list_begin(),
+                    chooses ? batch.list_capacity : 0,
+                    args.plan.units,
+                    args.plan.read,
+                    {}};
+  scheduled_ = args.plan.units;
+  if (device_.capturing() && args.budgets != nullptr &&
+      attention_supported(args.kv.dtype, args.kv.head_dim, args.heads / args.kv.kv_heads)) {
+    const LayerPlan& own = plan_beside(args.layer, launch);
+    if (chooses) choose_pages(args, launch, alone);
+    POLAR_CUDA(cudaStreamWaitEvent(device_.stream(), own.done));
+    beside_ = &own;
+    return;
+  }
   if (units > schedule_units_) {
     schedule_units_ = std::max(units, 2 * schedule_units_);
     schedule_ = device_.own(schedule_bytes(schedule_units_, shares_));
   }
-  const PlanLaunch launch{batch.position + first,
-                          batch.sequence + first,
-                          batch.point + first,
-                          batch.planned_rows(),
-                          args.kv.kv_heads,
-                          batch.table_stride,
-                          args.window,
-                          args.budgets,
-                          args.limits,
-                          router_logits(args),
-                          args.plan.units,
-                          args.plan.read,
-                          schedule_at(schedule_, shares_)};
-  if (chooses)
-    choose_pages(args, launch, alone);
-  else
-    POLAR_CUDA(launch_plan(launch, device_.stream()));
+  launch.schedule = schedule_at(schedule_, shares_);
+  POLAR_CUDA(launch_plan(launch, device_.stream()));
+  if (chooses) choose_pages(args, launch, alone);
   dense_plan_ = args.budgets == nullptr ? dense : DensePlan{};
-  scheduled_ = args.plan.units;
+}
+
+const CudaOps::LayerPlan& CudaOps::plan_beside(int layer, PlanLaunch plan) {
+  if (static_cast<int>(layer_plans_.size()) <= layer) layer_plans_.resize(layer + 1);
+  LayerPlan& own = layer_plans_[layer];
+  const int units = plan.rows * plan.kv_heads;
+  if (own.done == nullptr) POLAR_CUDA(cudaEventCreateWithFlags(&own.done, cudaEventDisableTiming));
+  if (units > own.units) {
+    own.units = std::max(units, 2 * own.units);
+    own.ranges = static_cast<PageRanges*>(device_.own(own.units * sizeof(PageRanges)));
+    own.schedule = device_.own(schedule_bytes(own.units, shares_));
+  }
+  plan.plan = own.ranges;
+  plan.schedule = schedule_at(own.schedule, shares_);
+  if (plan.router != nullptr) POLAR_CUDA(cudaEventRecord(plan_inputs_, device_.stream()));
+  if (plan.router != nullptr || !plans_began_)
+    POLAR_CUDA(cudaStreamWaitEvent(plan_stream_, plan_inputs_));
+  plans_began_ = true;
+  POLAR_CUDA(launch_plan(plan, plan_stream_, false));
+  POLAR_CUDA(cudaEventRecord(own.done, plan_stream_));
+  return own;
 }
 
 /// The routers' logits [planned rows][kv_heads], or null.
@@ -255,26 +318,21 @@ const float* CudaOps::router_logits(const PlanArgs& args) {
   return logits;
 }
 
-void CudaOps::choose_pages(const PlanArgs& args, const PlanLaunch& plan, bool writes_means) {
+void CudaOps::choose_pages(const PlanArgs& args, const PlanLaunch& plan, bool writes_index) {
   const Batch& batch = *args.batch;
   const int first = batch.prefill_rows, units = plan.rows * plan.kv_heads,
             group = args.heads / plan.kv_heads;
   auto* scores = static_cast<float*>(
       page_scores_.at_least(device_, page_scores_bytes(units, group, batch.table_stride)));
-  if (selection_arrivals_ == nullptr)
-    selection_arrivals_ = static_cast<int32_t*>(device_.own(sizeof(int32_t)));
   PageSelection selection;
   selection.plan = plan;
-  selection.means = page_means(batch, args.kv, args.layer, first, writes_means ? plan.rows : 0);
+  selection.index = page_index(batch, args.kv, args.layer, first, writes_index ? plan.rows : 0);
   selection.query =
       args.query.as<std::byte>() + static_cast<size_t>(first) * args.heads * args.kv.head_dim * 2;
   selection.group = group;
   selection.scale = args.scale;
   selection.scores = scores;
   selection.pages = batch.pages;
-  selection.list_begin = batch.list_begin();
-  selection.list_capacity = batch.list_capacity;
-  selection.arrivals = selection_arrivals_;
   POLAR_CUDA(launch_page_selection(selection, device_.stream()));
 }
 
@@ -331,6 +389,8 @@ void CudaOps::attention(const AttentionArgs& args) {
                             nullptr,
                             nullptr,
                             nullptr,
+                            0,
+                            0,
                             args.plan->units,
                             nullptr,
                             schedule_at(schedule_, shares_)};
@@ -350,11 +410,13 @@ void CudaOps::attention(const AttentionArgs& args) {
       args.scale,
       batch.pages,
       batch.list_begin(),
-      schedule_at(schedule_, shares_),
-      args.plan->units,
+      schedule_at(beside_ != nullptr ? beside_->schedule : schedule_, shares_),
+      beside_ != nullptr ? beside_->ranges : args.plan->units,
       args.query.as<std::byte>() + offset,
       args.output.as<std::byte>() + offset,
-      attention_scratch_at(attention_scratch(units, group, kv.head_dim), units, shares_, group)};
+      attention_scratch_at(attention_scratch(units, group, kv.head_dim), units, shares_, group),
+      beside_ == nullptr};
+  beside_ = nullptr;
   POLAR_CUDA(launch_decode_attention(decode, device_.stream()));
 }
 
@@ -368,8 +430,8 @@ void CudaOps::sparse_mlp(const MlpArgs& args) {
   const int64_t hidden = args.x.shape[1], outputs = args.y.shape[1];
   const int count = args.neurons->count;
   POLAR_CHECK(!args.gated && cuda(*args.down).gathers() && hidden % 32 == 0);
-  for (int first = 0; first < rows; first += 64) {
-    const int some = std::min(64, rows - first);
+  for (int first = 0; first < rows; first += kMostSkinnyRows) {
+    const int some = std::min(kMostSkinnyRows, rows - first);
     auto* scratch = args.scratch.as<std::byte>() + static_cast<size_t>(first) * count * 2;
     SkinnyLaunch up{args.x.as<std::byte>() + first * hidden * 2,
                     hidden,

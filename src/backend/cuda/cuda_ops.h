@@ -21,6 +21,7 @@ struct SkinnyLaunch;
 class CudaOps : public Ops {
  public:
   explicit CudaOps(CudaDevice& device);
+  ~CudaOps() override;
 
   void embed(const EmbedArgs& args) override;
   void norm(const NormArgs& args) override;
@@ -48,10 +49,14 @@ class CudaOps : public Ops {
   const void* bias_in_bf16(const float* bias, int count);
   void* attention_scratch(int units, int group, int head_dim);
   const float* router_logits(const PlanArgs& args);
-  /// Plans a layer in which units choose among their pages. `writes_means`: also those of the pages
+  /// Plans a layer in which units choose among their pages. `writes_index`: also those of the pages
   /// that the rows fill.
-  void choose_pages(const PlanArgs& args, const PlanLaunch& plan, bool writes_means);
+  void choose_pages(const PlanArgs& args, const PlanLaunch& plan, bool writes_index);
+  /// Plans a layer whose plan depends on nothing that the step computes, beside the layers before
+  /// it.
+  void plan_ahead(int layer, PlanLaunch plan);
   void skinny(const SkinnyLaunch& launch);
+  void skinny_rows(const SkinnyLaunch& launch);  // any number of rows
   void sparse_mlp(const MlpArgs& args);
 
   /// What a dense plan depends on: layers of one step that agree share its schedule.
@@ -61,6 +66,18 @@ class CudaOps : public Ops {
     const PageRanges* units = nullptr;
     bool operator==(const DensePlan&) const = default;
   };
+
+  /// A layer's plan of its own, inside a graph.
+  struct LayerPlan {
+    int units = 0;
+    PageRanges* ranges = nullptr;
+    void* schedule = nullptr;
+    cudaEvent_t done = nullptr;
+  };
+
+  /// Writes a plan beside what the stream does: only router logits tie it to its layer, so that
+  /// most plans of a step are written while its first layers run.
+  const LayerPlan& plan_beside(int layer, PlanLaunch plan);
 
   /// Memory that grows to what was wanted most, and stays where graphs that use it were recorded.
   struct Grown {
@@ -83,8 +100,12 @@ class CudaOps : public Ops {
   void* schedule_ = nullptr;
   int schedule_units_ = 0;
   const PageRanges* scheduled_ = nullptr;  // the plan that the schedule was made from
+  std::vector<LayerPlan> layer_plans_;
+  const LayerPlan* beside_ = nullptr;  // what the next attention reads, if it was planned beside
+  cudaStream_t plan_stream_ = nullptr;
+  cudaEvent_t plan_inputs_ = nullptr;  // the step's arrays, or a layer's router logits, are there
+  bool plans_began_ = false;           // plan_stream_ waited for the step's arrays
   Grown router_logits_, page_scores_, embedded_;
-  int32_t* selection_arrivals_ = nullptr;
 };
 
 }  // namespace polar::backend::cuda

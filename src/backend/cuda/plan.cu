@@ -1,5 +1,5 @@
-// Plans without page selection: budgets (and router logits) to ranges and their schedule, in one
-// block: a few microseconds for thousands of units.
+// Budgets (and router logits) to ranges and their schedule, in one block: a few microseconds for
+// thousands of units.
 
 #include "backend/cuda/launch.cuh"
 #include "backend/cuda/plan.cuh"
@@ -9,18 +9,24 @@ namespace {
 
 constexpr int kThreads = 1024;
 
+__device__ __forceinline__ PageRanges unit_ranges(const PlanLaunch& p, int unit) {
+  const int which = unit / p.kv_heads, head = unit % p.kv_heads;
+  const PlanRow row = plan_row(p, which);
+  const ReadKind kind = unit_kind(p, row, which, head);
+  if (kind != ReadKind::kPages || p.list_capacity == 0)
+    return fixed_ranges(kind, row.position, p.window, row.table_begin, row.limits);
+  const PageChoice c = candidates_of(p, row, head);
+  if (must_select(c) && p.read != nullptr) atomicAdd(&p.read[which].scored, c.count);
+  return choice_ranges(c, row.position, p.window, row.table_begin, list_begin_of(p, unit));
+}
+
 template <bool kFromBudgets>
 __global__ void __launch_bounds__(kThreads) plan_kernel(const PlanLaunch p) {
   let_next_begin();
   wait_for_previous();
   if constexpr (kFromBudgets) {
-    const int units = p.rows * p.kv_heads;
-    for (int unit = threadIdx.x; unit < units; unit += kThreads) {
-      const int which = unit / p.kv_heads, head = unit % p.kv_heads;
-      const PlanRow row = plan_row(p, which);
-      p.plan[unit] = fixed_ranges(unit_kind(p, row, which, head), row.position, p.window,
-                                  row.table_begin, row.limits);
-    }
+    for (int unit = threadIdx.x; unit < p.rows * p.kv_heads; unit += kThreads)
+      p.plan[unit] = unit_ranges(p, unit);
     __threadfence_block();
     __syncthreads();
   }
@@ -29,7 +35,11 @@ __global__ void __launch_bounds__(kThreads) plan_kernel(const PlanLaunch p) {
 
 }  // namespace
 
-cudaError_t launch_plan(const PlanLaunch& args, cudaStream_t stream) {
+cudaError_t launch_plan(const PlanLaunch& args, cudaStream_t stream, bool early) {
+  if (!early) {
+    plan_kernel<true><<<1, kThreads, 0, stream>>>(args);
+    return cudaGetLastError();
+  }
   return launch_early(plan_kernel<true>, 1, kThreads, 0, stream, args);
 }
 

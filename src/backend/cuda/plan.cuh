@@ -31,6 +31,23 @@ __device__ __forceinline__ ReadKind unit_kind(const PlanLaunch& p, const PlanRow
   return resolved_kind(row.budgets, row.limits, logits, p.kv_heads, head);
 }
 
+/// The pages among which a unit of kind kPages chooses.
+__device__ __forceinline__ PageChoice candidates_of(const PlanLaunch& p, const PlanRow& row,
+                                                    int head) {
+  return page_choice(row.position, p.window, row.budgets[head], row.limits,
+                     p.list_capacity / (p.rows * p.kv_heads));
+}
+
+/// Whether some of the candidates are read and others are not.
+__device__ __forceinline__ bool must_select(const PageChoice& c) {
+  return c.chosen > 0 && c.chosen < c.count;
+}
+
+/// Where a unit's list begins in Batch::pages.
+__device__ __forceinline__ int list_begin_of(const PlanLaunch& p, int unit) {
+  return p.list_begin + unit * (p.list_capacity / (p.rows * p.kv_heads));
+}
+
 /// Exclusive prefix sums over a block of `Threads` of two counts at once; `all` receives the
 /// totals.
 template <int Threads>

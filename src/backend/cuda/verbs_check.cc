@@ -1,78 +1,13 @@
 // Checks the CUDA verbs against float64 and against the CPU backend, on random inputs and poisoned
 // outputs: a program of its own. Exit 77 and a sentence when there is no GPU.
 
-#include <algorithm>
-#include <cmath>
-#include <cstring>
-#include <random>
+#include "backend/cuda/verbs_fixture.h"
 
-#include "backend/device.h"
-#include "backend/ops.h"
-
-using namespace polar;           // NOLINT
-using namespace polar::backend;  // NOLINT
+using namespace polar;                  // NOLINT
+using namespace polar::backend;         // NOLINT
+using namespace polar::backend::check;  // NOLINT
 
 namespace {
-
-int failures = 0;
-
-std::vector<float> random_values(size_t count, uint64_t seed, float scale = 1.0f) {
-  std::mt19937_64 random(seed);
-  std::uniform_real_distribution<float> uniform(-scale, scale);
-  std::vector<float> v(count);
-  for (float& x : v) x = bf16_to_f32(f32_to_bf16(uniform(random)));
-  return v;
-}
-std::vector<uint16_t> narrowed(const std::vector<float>& v) {
-  std::vector<uint16_t> bits(v.size());
-  for (size_t i = 0; i < v.size(); ++i) bits[i] = f32_to_bf16(v[i]);
-  return bits;
-}
-
-template <typename T>
-Buffer to_device(Device& device, const std::vector<T>& v) {
-  auto buffer = device.allocate(std::max<size_t>(v.size() * sizeof(T), 4), "a check");
-  POLAR_CHECK(buffer.ok());
-  device.upload(buffer->data(), v.data(), v.size() * sizeof(T));
-  return std::move(buffer).value();
-}
-Buffer activations(Device& device, const std::vector<float>& v) {
-  return to_device(device, narrowed(v));
-}
-Buffer poisoned(Device& device, size_t values, size_t bytes = 2) {
-  return to_device(device, std::vector<uint8_t>(values * bytes, 0xff));  // not a number
-}
-std::vector<float> from_device(Device& device, const Buffer& buffer, size_t count) {
-  std::vector<uint16_t> bits(count);
-  device.download(bits.data(), buffer.data(), count * 2);
-  std::vector<float> v(count);
-  for (size_t i = 0; i < count; ++i) v[i] = bf16_to_f32(bits[i]);
-  return v;
-}
-Tensor matrix(const Buffer& buffer, int64_t rows, int64_t width) {
-  return Tensor{buffer.data(), DType::kBF16, {rows, width, 1, 1}, 2};
-}
-
-/// Largest difference, relative to the reference's root mean square.
-void expect_near(const char* what, const std::vector<float>& got, const std::vector<double>& want,
-                 double bound) {
-  double worst = 0, squares = 0;
-  for (const double w : want) squares += w * w;
-  const double scale = std::sqrt(squares / static_cast<double>(want.size())) + 1e-30;
-  for (size_t i = 0; i < want.size(); ++i) {
-    const double error = std::abs(got[i] - want[i]) / scale;
-    if (!(error <= worst)) worst = error;
-  }
-  const bool good = worst <= bound;
-  std::printf("%-44s %.2e %s\n", what, worst, good ? "ok" : "WRONG");
-  if (!good) ++failures;
-}
-void expect(const char* what, bool good) {
-  if (!good) {
-    std::printf("%-44s WRONG\n", what);
-    ++failures;
-  }
-}
 
 std::vector<double> product(const std::vector<float>& x, const std::vector<float>& w, int rows,
                             int outputs, int k, const std::vector<float>* bias) {
@@ -85,17 +20,6 @@ std::vector<double> product(const std::vector<float>& x, const std::vector<float
     }
   }
   return y;
-}
-
-std::unique_ptr<Weight> weight(Device& device, const std::vector<uint16_t>& bits, int64_t rows,
-                               int64_t columns, bool gathers = false) {
-  WeightSource source{
-      "check",
-      {Tensor{const_cast<uint16_t*>(bits.data()), DType::kBF16, {rows, columns, 1, 1}, 2}},
-      gathers};
-  auto made = device.prepare(source);
-  POLAR_CHECK(made.ok());
-  return std::move(made).value();
 }
 
 void check_linear(Device& device, int rows, int outputs, int k, bool with_bias) {
@@ -487,6 +411,7 @@ int main() {
     check_attention(device, **cpu, 8, 2, 128, type, true);
   }
   check_attention(device, **cpu, 3, 1, 72, DType::kBF16, false);
+  check_plans(device, **cpu);
   check_sample(device, **cpu, 1000);
   check_sample(device, **cpu, 50272);
   check_distribution(device);
