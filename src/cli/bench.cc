@@ -40,6 +40,7 @@ nlohmann::ordered_json row_json(const study::StepBenchRow& row, const std::strin
   json["bandwidth_share"] = row.bandwidth_share;
   if (!sparse_run) return json;
   json["effective_density"] = row.effective_density;
+  json["neuron_share"] = row.neuron_share;
   json["speedup"] = row.speedup;
   json["ideal_speedup"] = row.ideal_speedup;
   json["floor_share"] = row.floor_share;

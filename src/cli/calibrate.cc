@@ -225,8 +225,10 @@ void add_calibrate(CLI::App& app, Run& run) {
                    "Settings of each policy of the curve")
       ->check(CLI::Range(1, 100))
       ->capture_default_str();
-  command->add_flag("--routers", flags->routers,
-                    "Train routers of heads (and of a ReLU model's neurons) instead of a search");
+  command->add_flag(
+      "--routers", flags->routers,
+      "Train routers of heads (and measure those of a ReLU model's neurons) instead of a "
+      "search");
   command->add_option("--router-windows", flags->router_windows, "Windows that routers train on")
       ->check(CLI::Range(8, 1 << 16))
       ->capture_default_str();
@@ -234,9 +236,6 @@ void add_calibrate(CLI::App& app, Run& run) {
       ->add_option("--router-density", flags->router.density,
                    "Share of a layer's heads that a label calls positive")
       ->check(CLI::Range(0.01, 1.0))
-      ->capture_default_str();
-  command->add_option("--router-rank", flags->router.rank, "Rank of the MLP routers")
-      ->check(CLI::Range(1, 1 << 14))
       ->capture_default_str();
   command->add_option("--recall", flags->router.recall, "Share of the active neurons to find")
       ->check(CLI::Range(0.5, 1.0))

@@ -137,6 +137,7 @@ Result<Sparse> make_sparse(const ModelFlags& flags, study::Policy policy, backen
   if (routed && !flags.profile.empty()) {
     POLAR_ASSIGN(auto routers, sparsity::read_routers(flags.profile, config.layers, config.hidden,
                                                       config.kv_heads, config.ffn));
+    if (file != nullptr) study::copy_up_projections(*file, routers);
     policy.routers = std::make_shared<const sparsity::Routers>(std::move(routers));
   }
   POLAR_ASSIGN(Sparse sparse, make_attention(flags, policy, device, config, file));
@@ -144,6 +145,7 @@ Result<Sparse> make_sparse(const ModelFlags& flags, study::Policy policy, backen
   if (neurons == nullptr) return sparse;
   if (sparse.planner == nullptr) sparse.planner = std::make_unique<model::DensePlanner>();
   sparse.planner->set_neurons(std::move(neurons));
+  sparse.name = sparse.name == "dense" ? "neurons" : sparse.name + "+neurons";
   return sparse;
 }
 

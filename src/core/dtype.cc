@@ -1,7 +1,9 @@
 #include "core/dtype.h"
 
+#include <algorithm>
 #include <array>
 #include <bit>
+#include <cmath>
 #include <cstring>
 
 #include "core/error.h"
@@ -178,6 +180,24 @@ const DTypeInfo& dtype_info(DType type) {
   const auto index = static_cast<size_t>(type);
   POLAR_CHECK(index < kInfos.size());
   return kInfos[index];
+}
+
+void quantize_q4_0(const float* source, std::byte* destination, size_t values) {
+  constexpr size_t kBlock = 32, kHalf = kBlock / 2;
+  for (size_t begin = 0; begin < values; begin += kBlock) {
+    const float* block = source + begin;
+    const float most = *std::max_element(
+        block, block + kBlock, [](float a, float b) { return std::abs(a) < std::abs(b); });
+    const float step = most / -8, inverse = step == 0 ? 0.0f : 1 / step;
+    const uint16_t bits = f32_to_f16(step);
+    std::memcpy(destination, &bits, sizeof(bits));
+    destination += sizeof(bits);
+    const auto code = [&](size_t i) {
+      return static_cast<uint8_t>(std::clamp(block[i] * inverse + 8.5f, 0.0f, 15.0f));
+    };
+    for (size_t i = 0; i < kHalf; ++i)
+      *destination++ = static_cast<std::byte>(code(i) | code(i + kHalf) << 4);
+  }
 }
 
 void dequantize_row(DType type, const void* source, float* destination, size_t values) {

@@ -43,6 +43,10 @@ inline size_t dtype_bytes(DType type, size_t values) {
 /// must be a multiple of the block.
 void dequantize_row(DType type, const void* source, float* destination, size_t values);
 
+/// Converts `values` values, a multiple of 32, to Q4_0 blocks: each block's value of largest
+/// magnitude becomes -8 steps, as the gguf package does.
+void quantize_q4_0(const float* source, std::byte* destination, size_t values);
+
 /// IEEE half precision and bfloat16, round to nearest even; portable, bit exact.
 float f16_to_f32(uint16_t bits);
 uint16_t f32_to_f16(float value);

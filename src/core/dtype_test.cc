@@ -114,6 +114,21 @@ INSTANTIATE_TEST_SUITE_P(Types, DequantizeTest,
                                          DType::kQ5_1, DType::kQ4_K, DType::kQ5_K, DType::kQ6_K),
                          [](const auto& test) { return std::string(dtype_info(test.param).name); });
 
+TEST(QuantizeTest, Q4_0EqualsTheGgufPackageBitForBit) {
+  const std::vector<char> bytes = read_golden("quantize/q4_0.f32");
+  const std::vector<char> expected = read_golden("quantize/q4_0.blocks");
+  std::vector<float> values(bytes.size() / sizeof(float));
+  ASSERT_GT(values.size(), 0U);
+  std::copy(bytes.begin(), bytes.end(), reinterpret_cast<char*>(values.data()));
+  std::vector<std::byte> blocks(dtype_bytes(DType::kQ4_0, values.size()) + 1, std::byte{0xAB});
+  ASSERT_EQ(blocks.size(), expected.size() + 1);
+  quantize_q4_0(values.data(), blocks.data(), values.size());
+  EXPECT_EQ(blocks.back(), std::byte{0xAB});  // nothing behind them
+  for (size_t i = 0; i < expected.size(); ++i)
+    ASSERT_EQ(static_cast<char>(blocks[i]), expected[i])
+        << "block " << i / 18 << ", byte " << i % 18;
+}
+
 TEST(DTypeTest, PlainTypesAreReadAsTheyAre) {
   const std::vector<float> floats = {1.5F, -0.0F, 3e38F};
   std::vector<float> out(3, 99.0F);

@@ -33,8 +33,8 @@ void DensePlanner::plan(const LayerContext& context) {
 
 const backend::NeuronSet* NeuronPlanner::plan(const MlpContext& context) {
   const backend::NeuronSet* set = choose(context);
-  computed_ += set != nullptr ? set->count : context.config.ffn;
-  all_ += context.config.ffn;
+  counts_.computed += set != nullptr ? set->count : context.config.ffn;
+  counts_.all += context.config.ffn;
   return set;
 }
 

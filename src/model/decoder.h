@@ -46,16 +46,26 @@ class NeuronPlanner {
   /// The layer's neurons, or null: all of them. Valid until the next call.
   const backend::NeuronSet* plan(const MlpContext& context);
 
+  /// What all plans so far computed, and read to decide it.
+  struct Counts {
+    int64_t computed = 0, all = 0;  // neurons
+    double router_bytes = 0;
+  };
+  const Counts& counts() const { return counts_; }
+
   /// Neurons computed over all neurons, of all plans so far: a ratio of sums.
   double share() const {
-    return all_ > 0 ? static_cast<double>(computed_) / static_cast<double>(all_) : 1.0;
+    return counts_.all > 0
+               ? static_cast<double>(counts_.computed) / static_cast<double>(counts_.all)
+               : 1.0;
   }
 
  protected:
   virtual const backend::NeuronSet* choose(const MlpContext& context) = 0;
+  void count_router(double bytes) { counts_.router_bytes += bytes; }
 
  private:
-  int64_t computed_ = 0, all_ = 0;
+  Counts counts_;
 };
 
 /// Decides what a layer's attention reads. A profile's planner queues the plan verb; those of

@@ -22,11 +22,12 @@ std::vector<int32_t> best_of(const float* scores, int ffn, int count) {
   return order;
 }
 
-std::vector<int32_t> best_by_sum(const float* logits, int rows, int ffn, int count) {
+/// By the sum over rows of `weight` of their logits.
+template <typename Weight>
+std::vector<int32_t> best_by_sum(const float* logits, int rows, int ffn, int count, Weight weight) {
   std::vector<float> sum(ffn);
   for (int row = 0; row < rows; ++row) {
-    for (int n = 0; n < ffn; ++n)
-      sum[n] += std::max(logits[static_cast<size_t>(row) * ffn + n], 0.0f);
+    for (int n = 0; n < ffn; ++n) sum[n] += weight(logits[static_cast<size_t>(row) * ffn + n]);
   }
   return best_of(sum.data(), ffn, count);
 }
@@ -58,12 +59,28 @@ std::vector<int32_t> best_by_rows(const float* logits, int rows, int ffn, int co
   return order;
 }
 
+std::vector<int32_t> best_by(const float* logits, int rows, int ffn, int count, UnionBy by) {
+  switch (by) {
+    case UnionBy::kSum:
+      return best_by_sum(logits, rows, ffn, count, [](float v) { return std::max(v, 0.0f); });
+    case UnionBy::kLikely:
+      if (rows == 1) return best_of(logits, ffn, count);
+      return best_by_sum(logits, rows, ffn, count, off_cost);
+    case UnionBy::kRows:
+      break;
+  }
+  return best_by_rows(logits, rows, ffn, count);
+}
+
 }  // namespace
+
+float off_cost(float logit) {
+  return std::max(logit, 0.0f) + std::log1p(std::exp(-std::abs(logit)));
+}
 
 std::vector<int32_t> choose_neurons(const float* logits, int rows, int ffn, int count, UnionBy by) {
   POLAR_CHECK(rows > 0 && count > 0 && count <= ffn);
-  std::vector<int32_t> chosen = by == UnionBy::kSum ? best_by_sum(logits, rows, ffn, count)
-                                                    : best_by_rows(logits, rows, ffn, count);
+  std::vector<int32_t> chosen = best_by(logits, rows, ffn, count, by);
   std::sort(chosen.begin(), chosen.end());
   return chosen;
 }

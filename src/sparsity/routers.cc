@@ -64,6 +64,20 @@ Result<std::vector<int32_t>> read_integers(const io::SafetensorsFile& file, cons
 
 Status read_mlp(const io::SafetensorsFile& file, const std::string& prefix, const Routers& routers,
                 MlpRouter& mlp) {
+  POLAR_ASSIGN(mlp.neurons,
+               read_integers(file, prefix + "neurons", static_cast<int64_t>(routers.batches.size()),
+                             1, routers.ffn));
+  if (file.holds(prefix + "unit")) {
+    POLAR_ASSIGN(const auto unit, read_values(file, prefix + "unit", {1}));
+    mlp.unit = unit[0];
+    if (!(mlp.unit > 0))
+      return bad_input(file.path(), prefix + "unit", std::to_string(mlp.unit), "more than 0");
+    if (routers.hidden % 32 != 0)
+      return bad_input(file.path(), prefix + "unit",
+                       "hidden size " + std::to_string(routers.hidden),
+                       "a multiple of 32, as blocks of four bits want");
+    return {};
+  }
   POLAR_ASSIGN(const Tensor a, file.tensor(prefix + "a"));
   mlp.rank = a.rank == 2 ? static_cast<int>(a.shape[0]) : 0;
   if (mlp.rank < 1 || mlp.rank > routers.hidden)
@@ -76,9 +90,6 @@ Status read_mlp(const io::SafetensorsFile& file, const std::string& prefix, cons
   } else {
     mlp.bias.assign(routers.ffn, 0.0f);  // the paper's routers have none
   }
-  POLAR_ASSIGN(mlp.neurons,
-               read_integers(file, prefix + "neurons", static_cast<int64_t>(routers.batches.size()),
-                             1, routers.ffn));
   return {};
 }
 
@@ -93,7 +104,7 @@ bool Routers::routes_heads() const {
 
 bool Routers::routes_neurons() const {
   for (const MlpRouter& mlp : mlps) {
-    if (mlp.rank > 0) return true;
+    if (mlp.routes()) return true;
   }
   return false;
 }
@@ -125,7 +136,7 @@ Result<Routers> read_routers(const std::string& directory, int layers, int hidde
                    read_values(file, prefix + "head_router.weight", {kv_heads, hidden}));
       POLAR_ASSIGN(head.bias, read_values(file, prefix + "head_router.bias", {kv_heads}));
     }
-    if (file.holds(prefix + "mlp_router.a")) {
+    if (file.holds(prefix + "mlp_router.a") || file.holds(prefix + "mlp_router.unit")) {
       if (routers.batches.empty())
         return bad_input(file.path(), "mlp_router.batches", "nothing", "a list of batch sizes");
       POLAR_RETURN_IF_ERROR(read_mlp(file, prefix + "mlp_router.", routers, routers.mlps[layer]));
@@ -163,10 +174,14 @@ Status write_routers(const std::string& directory, const Routers& routers) {
   for (size_t layer = 0; layer < routers.mlps.size(); ++layer) {
     const MlpRouter& mlp = routers.mlps[layer];
     const std::string prefix = "layers." + std::to_string(layer) + ".mlp_router.";
-    if (mlp.rank == 0) continue;
-    add(prefix + "a", mlp.a.data(), DType::kF32, {mlp.rank, routers.hidden});
-    add(prefix + "b", mlp.b.data(), DType::kF32, {routers.ffn, mlp.rank});
-    add(prefix + "bias", mlp.bias.data(), DType::kF32, {routers.ffn});
+    if (!mlp.routes()) continue;
+    if (mlp.rank == 0) {
+      add(prefix + "unit", &mlp.unit, DType::kF32, {1});
+    } else {
+      add(prefix + "a", mlp.a.data(), DType::kF32, {mlp.rank, routers.hidden});
+      add(prefix + "b", mlp.b.data(), DType::kF32, {routers.ffn, mlp.rank});
+      add(prefix + "bias", mlp.bias.data(), DType::kF32, {routers.ffn});
+    }
     add(prefix + "neurons", mlp.neurons.data(), DType::kI32,
         {static_cast<int64_t>(mlp.neurons.size())});
   }

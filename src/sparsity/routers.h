@@ -16,15 +16,21 @@ struct HeadRouter {
   std::vector<float> bias;    // [kv_heads]
 };
 
-/// Low rank: logits [ffn] = b (a x) + bias, with x what the layer's MLP reads. A logit is an
-/// expected activation in units of its own error, so logits of different neurons compare.
+/// Which neurons of a layer will be active, from what its MLP reads. Either the layer's own up
+/// projection with weights of four bits, whose errors are known, so that logits are in units of
+/// them: logits [ffn] = (copy x + bias) / unit. Or, brought along, of low rank: logits = b (a x) +
+/// bias.
 struct MlpRouter {
-  int rank = 0;             // 0: this layer has none
-  std::vector<float> a;     // [rank][hidden]
-  std::vector<float> b;     // [ffn][rank]
-  std::vector<float> bias;  // [ffn]
-  /// Neurons for the target recall at each of Routers::batches, and the true union's size there.
+  std::vector<std::byte> copy;  // Q4_0 [ffn][hidden], made from the model when it is opened
+  float unit = 0;               // of the copy: the errors' root mean square; 0: low rank, or none
+  int rank = 0;                 // 0: a copy, or this layer has no router
+  std::vector<float> a;         // [rank][hidden]
+  std::vector<float> b;         // [ffn][rank]
+  std::vector<float> bias;      // [ffn]
+  /// Neurons for the target recall at each of Routers::batches.
   std::vector<int32_t> neurons;
+
+  bool routes() const { return rank > 0 || unit > 0; }
 };
 
 struct Routers {
@@ -46,9 +52,14 @@ int neurons_for(const Routers& routers, int layer, int batch);
 
 /// How the rows of a step agree on one set of neurons.
 enum class UnionBy {
-  kSum,   // the largest sums of positive logits (the paper)
-  kRows,  // each row's best in turn, so that no row is crowded out
+  kSum,     // the largest sums of positive logits (the paper)
+  kLikely,  // those that are likeliest active in some row, a logit being log-odds
+  kRows,    // each row's best in turn, so that no row is crowded out
 };
+
+/// Minus the logarithm of the probability that a neuron of these log-odds is off. Over independent
+/// rows it adds up: the larger the sum, the likelier some row activates it.
+float off_cost(float logit);
 
 /// The best `count` neurons of logits [rows][ffn], ascending. Ties: the lower neuron.
 std::vector<int32_t> choose_neurons(const float* logits, int rows, int ffn, int count, UnionBy by);

@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <unistd.h>
 
+#include <cmath>
 #include <filesystem>
 #include <limits>
 #include <random>
@@ -23,8 +24,8 @@ class RoutersFile : public testing::Test {
 
   std::string folder() const { return folder_.string(); }
   std::string path() const { return (folder_ / "routers.safetensors").string(); }
-  std::string complaint(int hidden = 4, int kv_heads = 2, int ffn = 6) const {
-    const auto read = read_routers(folder(), 2, hidden, kv_heads, ffn);
+  std::string complaint(int hidden = 32, int kv_heads = 2, int ffn = 6) const {
+    const auto read = read_routers(folder(), 3, hidden, kv_heads, ffn);
     EXPECT_FALSE(read.ok());
     const std::string message = read.ok() ? "" : read.error().message;
     EXPECT_THAT(message, HasSubstr("routers.safetensors: "));
@@ -41,13 +42,20 @@ class RoutersFile : public testing::Test {
       return out;
     };
     Routers routers;
-    routers.hidden = 4;
+    routers.hidden = 32;
     routers.kv_heads = 2;
     routers.ffn = 6;
     routers.recall = 0.99;
     routers.batches = {1, 4};
-    routers.heads = {{}, {values(8), values(2)}};
-    routers.mlps = {{3, values(12), values(18), values(6), {2, 5}}, {}};
+    routers.heads = {{}, {values(64), values(2)}, {}};
+    routers.mlps.resize(3);
+    routers.mlps[0].rank = 3;
+    routers.mlps[0].a = values(96);
+    routers.mlps[0].b = values(18);
+    routers.mlps[0].bias = values(6);
+    routers.mlps[0].neurons = {2, 5};
+    routers.mlps[2].unit = 0.25f;
+    routers.mlps[2].neurons = {1, 6};
     return routers;
   }
 
@@ -58,7 +66,7 @@ class RoutersFile : public testing::Test {
 TEST_F(RoutersFile, RoundTrips) {
   const Routers written = sample();
   ASSERT_TRUE(write_routers(folder(), written).ok());
-  const auto read = read_routers(folder(), 2, 4, 2, 6);
+  const auto read = read_routers(folder(), 3, 32, 2, 6);
   ASSERT_TRUE(read.ok()) << read.error().message;
   EXPECT_EQ(read->batches, written.batches);
   EXPECT_FLOAT_EQ(read->recall, 0.99);
@@ -70,15 +78,18 @@ TEST_F(RoutersFile, RoundTrips) {
   EXPECT_EQ(read->mlps[0].b, written.mlps[0].b);
   EXPECT_EQ(read->mlps[0].bias, written.mlps[0].bias);
   EXPECT_EQ(read->mlps[0].neurons, written.mlps[0].neurons);
-  EXPECT_EQ(read->mlps[1].rank, 0);
+  EXPECT_FALSE(read->mlps[1].routes());
+  EXPECT_EQ(read->mlps[2].rank, 0);
+  EXPECT_EQ(read->mlps[2].unit, 0.25f);
+  EXPECT_EQ(read->mlps[2].neurons, written.mlps[2].neurons);
 }
 
 TEST_F(RoutersFile, SaysWhatIsWrong) {
   EXPECT_THAT(complaint(), HasSubstr("routers.safetensors"));  // not there
   ASSERT_TRUE(write_routers(folder(), sample()).ok());
-  EXPECT_THAT(complaint(5), HasSubstr("[3, 4], expected f32, f16 or bf16 [3, 5]"));
-  EXPECT_THAT(complaint(4, 3), HasSubstr("layers.1.head_router.weight"));
-  EXPECT_THAT(complaint(4, 2, 7), HasSubstr("mlp_router.b"));
+  EXPECT_THAT(complaint(33), HasSubstr("[3, 32], expected f32, f16 or bf16 [3, 33]"));
+  EXPECT_THAT(complaint(32, 3), HasSubstr("layers.1.head_router.weight"));
+  EXPECT_THAT(complaint(32, 2, 7), HasSubstr("mlp_router.b"));
   Routers broken = sample();
   broken.heads[1].weight[3] = std::numeric_limits<float>::quiet_NaN();
   ASSERT_TRUE(write_routers(folder(), broken).ok());
@@ -88,6 +99,10 @@ TEST_F(RoutersFile, SaysWhatIsWrong) {
   ASSERT_TRUE(write_routers(folder(), broken).ok());
   EXPECT_THAT(complaint(), HasSubstr("7, expected 1 to 6"));
   broken = sample();
+  broken.mlps[2].unit = std::numeric_limits<float>::infinity();
+  ASSERT_TRUE(write_routers(folder(), broken).ok());
+  EXPECT_THAT(complaint(), HasSubstr("layers.2.mlp_router.unit: found inf, expected finite"));
+  broken = sample();
   broken.batches = {4, 1};
   ASSERT_TRUE(write_routers(folder(), broken).ok());
   EXPECT_THAT(complaint(), HasSubstr("ascending"));
@@ -96,7 +111,7 @@ TEST_F(RoutersFile, SaysWhatIsWrong) {
 TEST_F(RoutersFile, EveryCutIsRefused) {
   ASSERT_TRUE(write_routers(folder(), sample()).ok());
   for (auto size = std::filesystem::file_size(path()); size > 0;) {
-    size = size > 13 ? size - 13 : 0;
+    size = size > 61 ? size - 61 : 0;
     std::filesystem::resize_file(path(), size);
     complaint();
   }
@@ -106,7 +121,8 @@ TEST(NeuronsFor, InterpolatesBetweenMeasuredBatches) {
   Routers routers;
   routers.ffn = 1000;
   routers.batches = {1, 4, 16};
-  routers.mlps = {{1, {}, {}, {}, {100, 200, 400}}};
+  routers.mlps.resize(1);
+  routers.mlps[0].neurons = {100, 200, 400};
   EXPECT_EQ(neurons_for(routers, 0, 1), 100);
   EXPECT_EQ(neurons_for(routers, 0, 2), 150);
   EXPECT_EQ(neurons_for(routers, 0, 8), 300);
@@ -119,6 +135,20 @@ TEST(ChooseNeurons, NoRowIsCrowdedOut) {
   const float logits[] = {9, 8, 0, 0, 0, 0, 1, 2};
   EXPECT_THAT(choose_neurons(logits, 2, 4, 2, UnionBy::kSum), ElementsAre(0, 1));
   EXPECT_THAT(choose_neurons(logits, 2, 4, 2, UnionBy::kRows), ElementsAre(0, 3));
+}
+
+TEST(ChooseNeurons, LikelyIsByTheProbabilityThatSomeRowActivates) {
+  // One row at even odds is less than three rows at a third each; a row that is sure beats both.
+  const float third = std::log(1.0f / 2.0f);
+  const float logits[] = {0, third, 9, -9, -9, third, -9, -9, -9, third, -9, -9};
+  EXPECT_THAT(choose_neurons(logits, 3, 4, 1, UnionBy::kLikely), ElementsAre(2));
+  EXPECT_THAT(choose_neurons(logits, 3, 4, 2, UnionBy::kLikely), ElementsAre(1, 2));
+  EXPECT_THAT(choose_neurons(logits, 1, 4, 2, UnionBy::kLikely), ElementsAre(0, 2));
+  for (const double logit : {-80.0, -3.0, 0.0, 2.5, 60.0}) {
+    const double active = 1 / (1 + std::exp(-logit));
+    const double want = logit > 30 ? logit : -std::log1p(-active);
+    EXPECT_NEAR(off_cost(static_cast<float>(logit)), want, 1e-6 * (1 + want)) << logit;
+  }
 }
 
 /// Against a plain rendering: sort all by the sum; or take the rows' best places in turn.

@@ -15,4 +15,10 @@ std::vector<float> download_values(backend::Device& device, const Tensor& tensor
   return values;
 }
 
+std::vector<float> host_values(const Tensor& tensor) {
+  std::vector<float> values(tensor.data != nullptr ? tensor.values() : 0);
+  if (!values.empty()) dequantize_row(tensor.dtype, tensor.data, values.data(), values.size());
+  return values;
+}
+
 }  // namespace polar::study

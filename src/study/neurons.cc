@@ -31,6 +31,20 @@ backend::NeuronSet upload_neurons(backend::Device& device, std::vector<int32_t> 
   return {buffer.as<int32_t>(), static_cast<int>(index.size())};
 }
 
+void copy_up_projection(const model::ModelFile& file, int layer, sparsity::MlpRouter& mlp) {
+  const std::vector<float> up = host_values(file.layers[layer].up);
+  mlp.copy.resize(dtype_bytes(DType::kQ4_0, up.size()));
+  quantize_q4_0(up.data(), mlp.copy.data(), up.size());
+  mlp.bias = host_values(file.layers[layer].up_bias);
+  mlp.bias.resize(file.config().ffn);
+}
+
+void copy_up_projections(const model::ModelFile& file, sparsity::Routers& routers) {
+  for (size_t i = 0; i < routers.mlps.size(); ++i) {
+    if (routers.mlps[i].unit > 0) copy_up_projection(file, static_cast<int>(i), routers.mlps[i]);
+  }
+}
+
 const backend::NeuronSet* OracleNeurons::choose(const model::MlpContext& context) {
   const model::LayerWeights& w = context.weights;
   context.device.ops().linear({context.normed, w.up.get(), w.up_bias, context.scratch});
@@ -44,17 +58,27 @@ Result<std::unique_ptr<RoutedNeurons>> RoutedNeurons::create(
     std::shared_ptr<const MlpCost> cost) {
   std::unique_ptr<RoutedNeurons> planner(new RoutedNeurons);
   planner->layers_.resize(routers->mlps.size());
-  const auto matrix = [](const std::vector<float>& values, int64_t rows, int64_t columns) {
-    return Tensor{const_cast<float*>(values.data()), DType::kF32, {rows, columns, 1, 1}, 2};
+  const auto matrix = [](const auto& values, DType type, int64_t rows, int64_t columns) {
+    return Tensor{
+        const_cast<void*>(static_cast<const void*>(values.data())), type, {rows, columns, 1, 1}, 2};
   };
   for (size_t i = 0; i < planner->layers_.size(); ++i) {
     const sparsity::MlpRouter& mlp = routers->mlps[i];
-    if (mlp.rank == 0) continue;
+    if (!mlp.routes()) continue;
     Layer& layer = planner->layers_[i];
-    const Tensor a = matrix(mlp.a, mlp.rank, routers->hidden);
-    const Tensor b = matrix(mlp.b, routers->ffn, mlp.rank);
-    POLAR_ASSIGN(layer.a, device.prepare({"MLP router", {a}, false}));
-    POLAR_ASSIGN(layer.b, device.prepare({"MLP router", {b}, false}));
+    Tensor wide;
+    if (mlp.rank > 0) {
+      const Tensor narrow = matrix(mlp.a, DType::kF32, mlp.rank, routers->hidden);
+      POLAR_ASSIGN(layer.narrow, device.prepare({"MLP router", {narrow}, false}));
+      wide = matrix(mlp.b, DType::kF32, routers->ffn, mlp.rank);
+    } else {
+      if (mlp.copy.empty()) {
+        return bad_input("routers", "layers." + std::to_string(i) + ".mlp_router.unit",
+                         "no model whose weights to copy", "a model, not --dummy");
+      }
+      wide = matrix(mlp.copy, DType::kQ4_0, routers->ffn, routers->hidden);
+    }
+    POLAR_ASSIGN(layer.wide, device.prepare({"MLP router", {wide}, false}));
     POLAR_ASSIGN(layer.bias, device.allocate(mlp.bias.size() * sizeof(float), "routers"));
     device.upload(layer.bias.data(), mlp.bias.data(), mlp.bias.size() * sizeof(float));
   }
@@ -68,7 +92,7 @@ Result<std::unique_ptr<RoutedNeurons>> RoutedNeurons::create(
 }
 
 const backend::NeuronSet* RoutedNeurons::choose(const model::MlpContext& context) {
-  if (layers_[context.layer].a == nullptr) return nullptr;
+  if (layers_[context.layer].wide == nullptr) return nullptr;
   const auto rows = static_cast<int>(context.normed.shape[0]);
   const int ffn = context.config.ffn;
   const int count = std::min(ffn, sparsity::neurons_for(*routers_, context.layer, rows));
@@ -79,22 +103,28 @@ const backend::NeuronSet* RoutedNeurons::choose(const model::MlpContext& context
 const backend::NeuronSet* RoutedNeurons::route(backend::Device& device, int index, const Tensor& x,
                                                const Tensor& scratch, int count) {
   const Layer& layer = layers_[index];
+  count_router(static_cast<double>(layer.wide->bytes() +
+                                   (layer.narrow != nullptr ? layer.narrow->bytes() : 0)));
   const auto rows = static_cast<int>(x.shape[0]);
-  const int64_t rank = layer.a->rows();
-  const size_t bytes = dtype_bytes(x.dtype, static_cast<size_t>(rows) * rank);
-  if (narrow_.bytes() < bytes) {
-    auto allocated = device.allocate(bytes, "routers");
-    POLAR_CHECK(allocated.ok());
-    narrow_ = std::move(allocated).value();
+  Tensor in = x;
+  if (layer.narrow != nullptr) {
+    const int64_t rank = layer.narrow->rows();
+    const size_t bytes = dtype_bytes(x.dtype, static_cast<size_t>(rows) * rank);
+    if (narrow_.bytes() < bytes) {
+      auto allocated = device.allocate(bytes, "routers");
+      POLAR_CHECK(allocated.ok());
+      narrow_ = std::move(allocated).value();
+    }
+    in = Tensor{narrow_.data(), x.dtype, {rows, rank, 1, 1}, 2};
+    device.ops().linear({x, layer.narrow.get(), nullptr, in});
   }
-  const Tensor narrow{narrow_.data(), x.dtype, {rows, rank, 1, 1}, 2};
-  device.ops().linear({x, layer.a.get(), nullptr, narrow});
-  device.ops().linear({narrow, layer.b.get(), layer.bias.as<float>(), scratch});
-  const std::vector<float> logits = download_values(device, scratch);
+  device.ops().linear({in, layer.wide.get(), layer.bias.as<float>(), scratch});
+  std::vector<float> logits = download_values(device, scratch);
+  const float unit = routers_->mlps[index].unit;
+  for (float& logit : logits) logit = unit > 0 ? logit / unit : logit;
+  const auto by = unit > 0 ? sparsity::UnionBy::kLikely : sparsity::UnionBy::kSum;
   set_ = upload_neurons(
-      device,
-      sparsity::choose_neurons(logits.data(), rows, routers_->ffn, count, sparsity::UnionBy::kSum),
-      index_);
+      device, sparsity::choose_neurons(logits.data(), rows, routers_->ffn, count, by), index_);
   return &set_;
 }
 
@@ -116,7 +146,7 @@ Status RoutedNeurons::add_routing(backend::Device& device, MlpCost::Sample& samp
     int routed = 0;
     const auto begin = Clock::now();
     for (int layer = 0; layer < static_cast<int>(layers_.size()); ++layer) {
-      if (layers_[layer].a == nullptr) continue;
+      if (layers_[layer].wide == nullptr) continue;
       const int count =
           std::min(routers_->ffn, sparsity::neurons_for(*routers_, layer, sample.rows));
       route(device, layer, in, out, count);

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "model/decoder.h"
+#include "model/weights.h"
 #include "sparsity/routers.h"
 #include "study/mlp_cost.h"
 
@@ -24,9 +25,10 @@ class OracleNeurons : public model::NeuronPlanner {
   backend::NeuronSet set_;
 };
 
-/// The neurons that the MLP routers choose: the best by the rows' sums of positive logits, as many
-/// as hold the recall at this number of rows. With a cost model, a layer in which that many and
-/// their routing do not pay at this number of rows runs dense, without asking its router.
+/// The neurons that the MLP routers choose: those likeliest active in some row (of routers that
+/// were brought along: of the largest sums of positive logits), as many as hold the recall at this
+/// number of rows. With a cost model, a layer in which that many and their routing do not pay at
+/// this number of rows runs dense, without asking its router.
 class RoutedNeurons : public model::NeuronPlanner {
  public:
   static Result<std::unique_ptr<RoutedNeurons>> create(
@@ -44,7 +46,8 @@ class RoutedNeurons : public model::NeuronPlanner {
   Status add_routing(backend::Device& device, MlpCost::Sample& sample);
 
   struct Layer {
-    std::unique_ptr<backend::Weight> a, b;  // null: this layer runs dense
+    std::unique_ptr<backend::Weight> narrow;  // of low rank; null: the copy reads x itself
+    std::unique_ptr<backend::Weight> wide;    // null: this layer runs dense
     backend::Buffer bias;
   };
   std::shared_ptr<const sparsity::Routers> routers_;  // the CPU computes on its memory
@@ -54,6 +57,12 @@ class RoutedNeurons : public model::NeuronPlanner {
   backend::Buffer index_;
   backend::NeuronSet set_;
 };
+
+/// Makes a router a copy of its layer's up projection.
+void copy_up_projection(const model::ModelFile& file, int layer, sparsity::MlpRouter& mlp);
+
+/// The same for all routers that are copies.
+void copy_up_projections(const model::ModelFile& file, sparsity::Routers& routers);
 
 /// Indices of the neurons that are above zero in some row of `activations` [rows][ffn], ascending.
 std::vector<int32_t> active_union(std::span<const float> activations, int ffn);

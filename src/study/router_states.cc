@@ -6,6 +6,7 @@
 #include <random>
 
 #include "study/device_values.h"
+#include "study/neurons.h"
 #include "study/router_training.h"
 #include "study/sequence_cache.h"
 
@@ -19,10 +20,8 @@ using RowMajor = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::Row
 struct LayerStates {
   std::vector<float> attention_in;  // [rows][hidden], training rows
   std::vector<uint8_t> positive;    // [rows][kv_heads]
-  Eigen::MatrixXf moments;          // sum of x x^T over the training rows of the MLP's input
-  int64_t moment_rows = 0;
-  std::vector<float> mlp_in;    // [rows][hidden], held-out rows
-  std::vector<uint8_t> active;  // [rows][ffn], held-out rows
+  std::vector<float> mlp_in;        // [rows][hidden], held-out rows
+  std::vector<uint8_t> active;      // [rows][ffn], held-out rows
 };
 
 /// Records a dense run: labels are the heads with the largest output norms.
@@ -70,17 +69,9 @@ class MlpRecorder : public model::NeuronPlanner {
 
  protected:
   const backend::NeuronSet* choose(const model::MlpContext& context) override {
+    if (!recorder_.held_out) return nullptr;
     LayerStates& layer = layers_[context.layer];
     const std::vector<float> x = download_values(context.device, context.normed);
-    if (!recorder_.held_out) {
-      const int hidden = context.config.hidden;
-      const auto rows = static_cast<Eigen::Index>(x.size()) / hidden;
-      const Eigen::Map<const RowMajor> values(x.data(), rows, hidden);
-      if (layer.moment_rows == 0) layer.moments = Eigen::MatrixXf::Zero(hidden, hidden);
-      layer.moments.noalias() += values.transpose() * values;
-      layer.moment_rows += rows;
-      return nullptr;
-    }
     layer.mlp_in.insert(layer.mlp_in.end(), x.begin(), x.end());
     const model::LayerWeights& w = context.weights;
     context.device.ops().linear({context.normed, w.up.get(), w.up_bias, context.scratch});
@@ -93,12 +84,6 @@ class MlpRecorder : public model::NeuronPlanner {
   std::vector<LayerStates>& layers_;
   const Recorder& recorder_;
 };
-
-std::vector<float> host_values(const Tensor& tensor) {
-  std::vector<float> values(tensor.data != nullptr ? tensor.values() : 0);
-  if (!values.empty()) dequantize_row(tensor.dtype, tensor.data, values.data(), values.size());
-  return values;
-}
 
 /// The fewest neurons whose mean recall of the true union, over random batches of held-out rows,
 /// reaches `recall`; adds the union's mean size to `active`.
@@ -117,7 +102,7 @@ int neurons_for_recall(const LayerStates& layer, const RowMajor& logits, int bat
     for (int i = 0; i < batch; ++i) {
       const auto row = static_cast<int>(random() % rows);
       for (int n = 0; n < ffn; ++n) {
-        sum[n] += std::max(logits(row, n), 0.0f);
+        sum[n] += batch == 1 ? logits(row, n) : sparsity::off_cost(logits(row, n));
         on[n] |= layer.active[static_cast<size_t>(row) * ffn + n];
       }
     }
@@ -135,6 +120,24 @@ int neurons_for_recall(const LayerStates& layer, const RowMajor& logits, int bat
   return std::min(ffn, static_cast<int>(enough - curve.begin()) + 1);
 }
 
+/// What a layer's copy says of the held-out rows, [rows][ffn]; sets its unit.
+RowMajor copy_logits(const model::ModelFile& file, int index, const LayerStates& layer,
+                     sparsity::Routers& routers) {
+  sparsity::MlpRouter& mlp = routers.mlps[index];
+  copy_up_projection(file, index, mlp);
+  const std::vector<float> up = host_values(file.layers[index].up);
+  std::vector<float> copied(up.size());
+  dequantize_row(DType::kQ4_0, mlp.copy.data(), copied.data(), copied.size());
+  const auto rows = static_cast<Eigen::Index>(layer.mlp_in.size()) / routers.hidden;
+  const Eigen::Map<const RowMajor> x(layer.mlp_in.data(), rows, routers.hidden);
+  const Eigen::Map<const RowMajor> exact(up.data(), routers.ffn, routers.hidden);
+  const Eigen::Map<const RowMajor> copy(copied.data(), routers.ffn, routers.hidden);
+  const Eigen::Map<const Eigen::RowVectorXf> bias(mlp.bias.data(), routers.ffn);
+  const RowMajor error = x * (copy - exact).transpose();
+  mlp.unit = std::max(std::sqrt(error.squaredNorm() / static_cast<float>(error.size())), 1e-6f);
+  return ((x * copy.transpose()).rowwise() + bias) / mlp.unit;
+}
+
 }  // namespace
 
 Result<TrainedRouters> train_routers(backend::Device& device, const model::ModelFile& file,
@@ -145,7 +148,8 @@ Result<TrainedRouters> train_routers(backend::Device& device, const model::Model
     return bad_input("command line", "--text", std::to_string(windows.count) + " windows",
                      "at least 8, to train routers and to hold some out");
   }
-  const bool relu = !config.gated && config.activation == backend::Activation::kRelu;
+  const bool relu = !config.gated && config.activation == backend::Activation::kRelu &&
+                    config.hidden % 32 == 0;  // blocks of Q4_0
   std::vector<LayerStates> layers(config.layers);
   const int positives = std::max(1, static_cast<int>(options.density * config.kv_heads + 1e-9));
   Recorder recorder(layers, positives);
@@ -183,18 +187,8 @@ Result<TrainedRouters> train_routers(backend::Device& device, const model::Model
                                        config.kv_heads, options.epochs, options.seed + i);
     layer.attention_in = {};
     if (!relu) continue;
-    const Eigen::MatrixXd mean =
-        layer.moments.cast<double>() / static_cast<double>(layer.moment_rows);
+    const RowMajor logits = copy_logits(file, i, layer, routers);
     sparsity::MlpRouter& mlp = routers.mlps[i];
-    mlp = fit_mlp_router(host_values(file.layers[i].up), host_values(file.layers[i].up_bias),
-                         {mean.data(), mean.data() + mean.size()}, config.hidden, config.ffn,
-                         std::min(options.rank, config.hidden));
-    const auto rows = static_cast<Eigen::Index>(layer.mlp_in.size()) / config.hidden;
-    const Eigen::Map<const RowMajor> x(layer.mlp_in.data(), rows, config.hidden);
-    const Eigen::Map<const RowMajor> a(mlp.a.data(), mlp.rank, config.hidden);
-    const Eigen::Map<const RowMajor> b(mlp.b.data(), config.ffn, mlp.rank);
-    const Eigen::Map<const Eigen::RowVectorXf> bias(mlp.bias.data(), config.ffn);
-    const RowMajor logits = ((x * a.transpose()) * b.transpose()).rowwise() + bias;
     for (size_t s = 0; s < routers.batches.size(); ++s) {
       double active = 0;
       mlp.neurons.push_back(neurons_for_recall(layer, logits, routers.batches[s], options.recall,

@@ -76,41 +76,4 @@ sparsity::HeadRouter fit_head_router(const std::vector<float>& x,
   return router;
 }
 
-sparsity::MlpRouter fit_mlp_router(const std::vector<float>& up, const std::vector<float>& up_bias,
-                                   const std::vector<double>& moments, int hidden, int ffn,
-                                   int rank) {
-  using Double = Eigen::MatrixXd;
-  Double second = Eigen::Map<const Double>(moments.data(), hidden, hidden);
-  second.diagonal().array() += 1e-6 * second.trace() / hidden;
-  const Double full = Eigen::Map<const RowMajor>(up.data(), ffn, hidden).cast<double>();
-  const Eigen::LLT<Double> factor(second);
-  const Double root = factor.matrixL();  // second = root root^T
-  // The error of B A on the inputs is |(W - B A) root|: its best low rank keeps W root's largest
-  // directions, the eigenvectors of W second W^T's small twin. Neurons count alike.
-  Double seen = full * root;
-  const Eigen::VectorXd size = seen.rowwise().norm().array().max(1e-12);
-  const Double alike = size.cwiseInverse().asDiagonal() * seen;
-  const Eigen::SelfAdjointEigenSolver<Double> solver(alike.transpose() * alike);
-  const Double directions = solver.eigenvectors().rightCols(rank);  // [hidden][rank]
-  const Double b = seen * directions;                               // [ffn][rank]
-  // x reaches the directions through root^-1: W = seen root^-1.
-  const Double a = factor.matrixU().solve(directions).transpose();  // [rank][hidden]
-  const Eigen::VectorXd error =
-      ((seen.rowwise().squaredNorm() - b.rowwise().squaredNorm()).array().max(0.0) +
-       1e-4 * size.array().square())
-          .sqrt();
-  const RowMajor a32 = a.cast<float>();
-  const RowMajor b32 = (error.cwiseInverse().asDiagonal() * b).cast<float>();
-  sparsity::MlpRouter router;
-  router.rank = rank;
-  router.a.assign(a32.data(), a32.data() + a32.size());
-  router.b.assign(b32.data(), b32.data() + b32.size());
-  router.bias.resize(ffn);
-  // Two errors are added: the union sums positive logits, and a neuron that is a little more likely
-  // off than on still has to be ranked.
-  for (int n = 0; n < ffn; ++n)
-    router.bias[n] = 2.0f + (up_bias.empty() ? 0.0f : static_cast<float>(up_bias[n] / error[n]));
-  return router;
-}
-
 }  // namespace polar::study

@@ -1,6 +1,6 @@
 #pragma once
 // Trains routers from what the model itself computes on a text: linear head routers by logistic
-// regression, low-rank MLP routers in closed form.
+// regression. MLP routers are copies of the model's own weights: measured, not trained.
 
 #include <functional>
 #include <memory>
@@ -12,7 +12,6 @@ namespace polar::study {
 
 struct RouterOptions {
   double density = 0.5;  // share of a layer's heads that a token's label calls positive
-  int rank = 128;        // of the MLP routers
   double recall = 0.99;  // of the true union, that the numbers of neurons are measured for
   int epochs = 12;       // of the head routers
   int rows_per_step = 256;
@@ -29,8 +28,8 @@ struct TrainedRouters {
 };
 
 /// Trains on all windows but the last eighth, which measures how many neurons hold the recall. The
-/// result of the same seed is the same. Models that are not plain ReLU get head routers alone.
-/// Errors: fewer than 8 windows, no memory.
+/// result of the same seed is the same. Models that are not plain ReLU, or whose hidden size is no
+/// multiple of 32, get head routers alone. Errors: fewer than 8 windows, no memory.
 Result<TrainedRouters> train_routers(backend::Device& device, const model::ModelFile& file,
                                      const model::Weights& weights, const Windows& windows,
                                      const RouterOptions& options);
@@ -40,11 +39,5 @@ Result<TrainedRouters> train_routers(backend::Device& device, const model::Model
 sparsity::HeadRouter fit_head_router(const std::vector<float>& x,
                                      const std::vector<uint8_t>& positive, int hidden, int heads,
                                      int epochs, uint64_t seed);
-
-/// The low-rank product that comes nearest to `up` [ffn][hidden] on inputs whose second moments are
-/// `moments` [hidden][hidden] (mean of x x^T), every neuron in units of its own remaining error.
-sparsity::MlpRouter fit_mlp_router(const std::vector<float>& up, const std::vector<float>& up_bias,
-                                   const std::vector<double>& moments, int hidden, int ffn,
-                                   int rank);
 
 }  // namespace polar::study

@@ -44,44 +44,5 @@ TEST(HeadRouter, LearnsALinearRuleAndIsTheSameForASeed) {
   EXPECT_EQ(router.bias, again.bias);
 }
 
-/// Inputs that lie in three directions: rank 3 loses nothing, so a logit is the activation over a
-/// neuron's unit, two units up.
-TEST(MlpRouter, IsExactWhereTheInputsHaveItsRank) {
-  constexpr int kHidden = 12, kFfn = 20, kRank = 3, kRows = 500;
-  const std::vector<float> up = normal_values(kFfn * kHidden, 2), bias = normal_values(kFfn, 3);
-  const std::vector<float> basis = normal_values(kRank * kHidden, 4);
-  const std::vector<float> places = normal_values(kRows * kRank, 5);
-  std::vector<float> x(static_cast<size_t>(kRows) * kHidden);
-  std::vector<double> moments(kHidden * kHidden);
-  for (int row = 0; row < kRows; ++row) {
-    float* in = x.data() + static_cast<size_t>(row) * kHidden;
-    for (int r = 0; r < kRank; ++r) {
-      for (int i = 0; i < kHidden; ++i) in[i] += places[row * kRank + r] * basis[r * kHidden + i];
-    }
-    for (int i = 0; i < kHidden; ++i) {
-      for (int j = 0; j < kHidden; ++j)
-        moments[i * kHidden + j] += static_cast<double>(in[i]) * in[j] / kRows;
-    }
-  }
-  const auto router = fit_mlp_router(up, bias, moments, kHidden, kFfn, kRank);
-  ASSERT_EQ(router.rank, kRank);
-  for (int row = 0; row < kRows; ++row) {
-    const float* in = x.data() + static_cast<size_t>(row) * kHidden;
-    std::vector<double> narrow(kRank);
-    for (int r = 0; r < kRank; ++r) {
-      for (int i = 0; i < kHidden; ++i) narrow[r] += router.a[r * kHidden + i] * in[i];
-    }
-    for (int n = 0; n < kFfn; ++n) {
-      double logit = router.bias[n], activation = bias[n];
-      for (int r = 0; r < kRank; ++r) logit += router.b[n * kRank + r] * narrow[r];
-      for (int i = 0; i < kHidden; ++i) activation += up[n * kHidden + i] * in[i];
-      const double unit = bias[n] / (router.bias[n] - 2.0);
-      EXPECT_GT(unit, 0);
-      EXPECT_NEAR((logit - 2.0) * unit, activation, 2e-2 * (1 + std::abs(activation)))
-          << row << " " << n;
-    }
-  }
-}
-
 }  // namespace
 }  // namespace polar::study

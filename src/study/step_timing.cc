@@ -72,7 +72,8 @@ class Cell {
     pack_decode();
     const auto forward = [&] { decoder_->forward(*decode_, cache_->kv(), planner, nullptr); };
     const double begin = now();
-    device_.replay(key, forward);
+    // Neurons are chosen on the host: such a step cannot be recorded.
+    planner.neurons() != nullptr ? forward() : device_.replay(key, forward);
     device_.synchronize();
     return now() - begin;
   }
@@ -117,6 +118,24 @@ class Cell {
   const backend::Batch* decode_ = nullptr;
   model::DensePlanner dense_;
 };
+
+double neuron_share(const model::NeuronPlanner::Counts& before,
+                    const model::NeuronPlanner::Counts& after) {
+  return static_cast<double>(after.computed - before.computed) /
+         static_cast<double>(after.all - before.all);
+}
+
+/// Bytes of weights that one of `steps` steps read, routers included.
+double weight_bytes(const model::Weights& weights, const model::NeuronPlanner* neurons,
+                    const model::NeuronPlanner::Counts& before, int steps) {
+  auto bytes = static_cast<double>(weights.step_bytes());
+  if (neurons == nullptr) return bytes;
+  const model::NeuronPlanner::Counts& after = neurons->counts();
+  const double share = neuron_share(before, after);
+  for (const model::LayerWeights& layer : weights.layers)
+    bytes -= (1 - share) * static_cast<double>(layer.up->bytes() + layer.down->bytes());
+  return bytes + (after.router_bytes - before.router_bytes) / steps;
+}
 
 uint64_t next_key() {
   static uint64_t last = uint64_t{1} << 40;  // behind those of the engine
@@ -171,6 +190,7 @@ Result<StepBenchResult> bench_steps(backend::Device& device, const model::Weight
         model::Planner* planner;
         std::vector<double> seconds = {};
         backend::ReadCount read = {};
+        model::NeuronPlanner::Counts before = {};
         uint64_t key = next_key();
       };
       std::vector<Side> sides;
@@ -179,6 +199,8 @@ Result<StepBenchResult> bench_steps(backend::Device& device, const model::Weight
       // All these planners plan on the device, so a step can be recorded.
       for (int step = -3; step < options.steps; ++step) {  // three steps of warm-up
         for (Side& side : sides) {
+          const model::NeuronPlanner* neurons = side.planner->neurons();
+          if (step == 0 && neurons != nullptr) side.before = neurons->counts();
           const double seconds = cell.step(*side.planner, side.key);
           if (step >= 0) side.seconds.push_back(seconds);
           side.read = cell.read();
@@ -194,7 +216,9 @@ Result<StepBenchResult> bench_steps(backend::Device& device, const model::Weight
         row.prefill_tokens_per_second = prefill;
         row.kv_bytes = cell.kv().bytes({side.read.blocks, 0});
         row.score_bytes = cell.kv().bytes({0, side.read.scored});
-        row.weight_bytes = static_cast<double>(weights.step_bytes());
+        const model::NeuronPlanner* neurons = side.planner->neurons();
+        row.weight_bytes = weight_bytes(weights, neurons, side.before, options.steps);
+        if (neurons != nullptr) row.neuron_share = neuron_share(side.before, neurons->counts());
         row.bandwidth_share = row.read_bytes() / row.step_seconds / result.read_bandwidth;
         if (side.planner == &dense) {
           dense_seconds = row.step_seconds;

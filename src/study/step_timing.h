@@ -31,6 +31,7 @@ struct StepBenchRow {
   double bandwidth_share = 0;  // of the read bandwidth measured in the same run
   // Where sparse:
   double effective_density = 1;
+  double neuron_share = 1;  // neurons computed; weight_bytes holds them and their routers
   double speedup = 1;
   double ideal_speedup = 1;  // by bytes
   double floor_share = 0;    // the step's own byte floor / its time

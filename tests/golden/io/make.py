@@ -50,6 +50,17 @@ def dequantize():
         gguf.dequantize(data, kind).astype(np.float32).tofile(here / "dequantize" / f"{name.lower()}.f32")
 
 
+def quantize():
+    """quantize/q4_0: f32 values (zeros, ties, one large value a block) and gguf.quantize's blocks."""
+    values = rng.standard_normal((24, 32)).astype(np.float32) * 10.0 ** rng.integers(-4, 3, (24, 1)).astype(np.float32)
+    values[0] = 0
+    values[1] = np.arange(32) % 3 - 1
+    values[2, 7] = -100
+    (here / "quantize").mkdir(exist_ok=True)
+    values.astype(np.float32).tofile(here / "quantize" / "q4_0.f32")
+    gguf.quantize(values.astype(np.float32), gguf.GGMLQuantizationType.Q4_0).tofile(here / "quantize" / "q4_0.blocks")
+
+
 def ramp(*shape, dtype=torch.float32):
     count = int(np.prod(shape)) if shape else 1
     return ((torch.arange(count, dtype=torch.float32) - 3) / 2).reshape(shape).to(dtype)
@@ -123,3 +134,4 @@ if __name__ == "__main__":
     dequantize()
     safetensors_files()
     gguf_file()
+    quantize()
