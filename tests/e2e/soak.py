@@ -80,7 +80,9 @@ class Soak:
         self.output_tokens += usage["completion_tokens"]
 
     async def whole(self, client):
-        i = self.random.randrange(len(self.cases))
+        await self.ask(client, self.random.randrange(len(self.cases)))
+
+    async def ask(self, client, i):
         status, _, body = await client.request("POST", "/v1/completions", self.cases[i])
         answer = json.loads(body)
         if status != 200 or self.essence(answer["choices"]) != self.expected[i]:
@@ -211,6 +213,15 @@ class Soak:
 
         await asyncio.gather(*(run() for _ in range(self.arguments.clients)))
 
+    async def crowd(self):
+        """The longest answers at once: begun together, they outgrow the memory, whatever the machine's speed."""
+        longest = sorted(range(len(self.cases)), key=lambda i: -self.cases[i]["max_tokens"])[:20]
+        clients = [Client(self.server.port) for _ in longest]
+        await asyncio.gather(*(self.ask(client, i) for client, i in zip(clients, longest)))
+        for client in clients:
+            client.close()
+        self.done += len(longest)
+
     async def idle(self):
         """Waits until nothing runs: those who left were noticed."""
         await asyncio.sleep(0.3)  # until the server has read what they sent
@@ -255,6 +266,7 @@ class Soak:
         total = self.arguments.requests
         await self.lone()
         await self.calm(total // 10)
+        await self.crowd()
         await self.phase(total // 5, self.kinds + self.rude)  # warm-up: caches and the heap reach their size
         await self.idle()
         warm = self.server.resident()
