@@ -137,7 +137,8 @@ Result<Sparse> make_sparse(const ModelFlags& flags, study::Policy policy, backen
   if (routed && !flags.profile.empty()) {
     POLAR_ASSIGN(auto routers, sparsity::read_routers(flags.profile, config.layers, config.hidden,
                                                       config.kv_heads, config.ffn));
-    if (file != nullptr) study::copy_up_projections(*file, routers);
+    if (policy.neurons == study::NeuronChoice::kRouted && file != nullptr)
+      study::copy_up_projections(*file, routers);
     policy.routers = std::make_shared<const sparsity::Routers>(std::move(routers));
   }
   POLAR_ASSIGN(Sparse sparse, make_attention(flags, policy, device, config, file));

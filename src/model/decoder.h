@@ -50,15 +50,17 @@ class NeuronPlanner {
   struct Counts {
     int64_t computed = 0, all = 0;  // neurons
     double router_bytes = 0;
+
+    /// Neurons computed over all neurons: a ratio of sums.
+    double share() const {
+      return all > 0 ? static_cast<double>(computed) / static_cast<double>(all) : 1.0;
+    }
+    Counts since(const Counts& before) const {
+      return {computed - before.computed, all - before.all, router_bytes - before.router_bytes};
+    }
   };
   const Counts& counts() const { return counts_; }
-
-  /// Neurons computed over all neurons, of all plans so far: a ratio of sums.
-  double share() const {
-    return counts_.all > 0
-               ? static_cast<double>(counts_.computed) / static_cast<double>(counts_.all)
-               : 1.0;
-  }
+  double share() const { return counts_.share(); }
 
  protected:
   virtual const backend::NeuronSet* choose(const MlpContext& context) = 0;

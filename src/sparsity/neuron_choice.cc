@@ -22,16 +22,6 @@ std::vector<int32_t> best_of(const float* scores, int ffn, int count) {
   return order;
 }
 
-/// By the sum over rows of `weight` of their logits.
-template <typename Weight>
-std::vector<int32_t> best_by_sum(const float* logits, int rows, int ffn, int count, Weight weight) {
-  std::vector<float> sum(ffn);
-  for (int row = 0; row < rows; ++row) {
-    for (int n = 0; n < ffn; ++n) sum[n] += weight(logits[static_cast<size_t>(row) * ffn + n]);
-  }
-  return best_of(sum.data(), ffn, count);
-}
-
 /// A neuron's place is the best that any row gives it; of equal places the larger logit is first.
 std::vector<int32_t> best_by_rows(const float* logits, int rows, int ffn, int count) {
   std::vector<int32_t> place(ffn, ffn), order;
@@ -59,28 +49,31 @@ std::vector<int32_t> best_by_rows(const float* logits, int rows, int ffn, int co
   return order;
 }
 
-std::vector<int32_t> best_by(const float* logits, int rows, int ffn, int count, UnionBy by) {
-  switch (by) {
-    case UnionBy::kSum:
-      return best_by_sum(logits, rows, ffn, count, [](float v) { return std::max(v, 0.0f); });
-    case UnionBy::kLikely:
-      if (rows == 1) return best_of(logits, ffn, count);
-      return best_by_sum(logits, rows, ffn, count, off_cost);
-    case UnionBy::kRows:
-      break;
-  }
-  return best_by_rows(logits, rows, ffn, count);
-}
-
 }  // namespace
 
 float off_cost(float logit) {
   return std::max(logit, 0.0f) + std::log1p(std::exp(-std::abs(logit)));
 }
 
+std::vector<float> union_scores(const float* logits, int rows, int ffn, UnionBy by) {
+  POLAR_CHECK(by != UnionBy::kRows);
+  // One row: by the logits themselves, which differ where the costs of the least likely do not.
+  if (by == UnionBy::kLikely && rows == 1) return {logits, logits + ffn};
+  std::vector<float> sum(ffn);
+  for (int row = 0; row < rows; ++row) {
+    for (int n = 0; n < ffn; ++n) {
+      const float logit = logits[static_cast<size_t>(row) * ffn + n];
+      sum[n] += by == UnionBy::kSum ? std::max(logit, 0.0f) : off_cost(logit);
+    }
+  }
+  return sum;
+}
+
 std::vector<int32_t> choose_neurons(const float* logits, int rows, int ffn, int count, UnionBy by) {
   POLAR_CHECK(rows > 0 && count > 0 && count <= ffn);
-  std::vector<int32_t> chosen = best_by(logits, rows, ffn, count, by);
+  std::vector<int32_t> chosen =
+      by == UnionBy::kRows ? best_by_rows(logits, rows, ffn, count)
+                           : best_of(union_scores(logits, rows, ffn, by).data(), ffn, count);
   std::sort(chosen.begin(), chosen.end());
   return chosen;
 }

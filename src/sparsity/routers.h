@@ -61,6 +61,9 @@ enum class UnionBy {
 /// rows it adds up: the larger the sum, the likelier some row activates it.
 float off_cost(float logit);
 
+/// What kSum or kLikely rank the neurons of logits [rows][ffn] by.
+std::vector<float> union_scores(const float* logits, int rows, int ffn, UnionBy by);
+
 /// The best `count` neurons of logits [rows][ffn], ascending. Ties: the lower neuron.
 std::vector<int32_t> choose_neurons(const float* logits, int rows, int ffn, int count, UnionBy by);
 

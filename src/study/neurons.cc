@@ -31,17 +31,19 @@ backend::NeuronSet upload_neurons(backend::Device& device, std::vector<int32_t> 
   return {buffer.as<int32_t>(), static_cast<int>(index.size())};
 }
 
-void copy_up_projection(const model::ModelFile& file, int layer, sparsity::MlpRouter& mlp) {
-  const std::vector<float> up = host_values(file.layers[layer].up);
+void copy_up_projection(const std::vector<float>& up, std::vector<float> up_bias, int ffn,
+                        sparsity::MlpRouter& mlp) {
   mlp.copy.resize(dtype_bytes(DType::kQ4_0, up.size()));
   quantize_q4_0(up.data(), mlp.copy.data(), up.size());
-  mlp.bias = host_values(file.layers[layer].up_bias);
-  mlp.bias.resize(file.config().ffn);
+  mlp.bias = std::move(up_bias);
+  mlp.bias.resize(ffn);
 }
 
 void copy_up_projections(const model::ModelFile& file, sparsity::Routers& routers) {
   for (size_t i = 0; i < routers.mlps.size(); ++i) {
-    if (routers.mlps[i].unit > 0) copy_up_projection(file, static_cast<int>(i), routers.mlps[i]);
+    if (routers.mlps[i].unit <= 0) continue;
+    copy_up_projection(host_values(file.layers[i].up), host_values(file.layers[i].up_bias),
+                       routers.ffn, routers.mlps[i]);
   }
 }
 

@@ -58,10 +58,11 @@ class RoutedNeurons : public model::NeuronPlanner {
   backend::NeuronSet set_;
 };
 
-/// Makes a router a copy of its layer's up projection.
-void copy_up_projection(const model::ModelFile& file, int layer, sparsity::MlpRouter& mlp);
+/// Makes a router a copy of an up projection [ffn][hidden] and its bias [ffn] (or none).
+void copy_up_projection(const std::vector<float>& up, std::vector<float> up_bias, int ffn,
+                        sparsity::MlpRouter& mlp);
 
-/// The same for all routers that are copies.
+/// Makes copies of the model's own, for all routers that are one.
 void copy_up_projections(const model::ModelFile& file, sparsity::Routers& routers);
 
 /// Indices of the neurons that are above zero in some row of `activations` [rows][ffn], ascending.

@@ -93,21 +93,21 @@ int neurons_for_recall(const LayerStates& layer, const RowMajor& logits, int bat
   const int trials = std::clamp(2048 / batch, 64, 512);
   std::mt19937_64 random(seed);
   std::vector<double> curve(ffn);  // recall of the first n + 1, summed over trials
-  std::vector<float> sum(ffn);
+  std::vector<float> some(static_cast<size_t>(batch) * ffn);
   std::vector<char> on(ffn);
   std::vector<int> order(ffn);
   for (int trial = 0; trial < trials; ++trial) {
-    std::fill(sum.begin(), sum.end(), 0.0f);
     std::fill(on.begin(), on.end(), 0);
     for (int i = 0; i < batch; ++i) {
       const auto row = static_cast<int>(random() % rows);
-      for (int n = 0; n < ffn; ++n) {
-        sum[n] += batch == 1 ? logits(row, n) : sparsity::off_cost(logits(row, n));
-        on[n] |= layer.active[static_cast<size_t>(row) * ffn + n];
-      }
+      std::copy_n(logits.row(row).data(), ffn, some.data() + static_cast<size_t>(i) * ffn);
+      for (int n = 0; n < ffn; ++n) on[n] |= layer.active[static_cast<size_t>(row) * ffn + n];
     }
+    const std::vector<float> scores =
+        sparsity::union_scores(some.data(), batch, ffn, sparsity::UnionBy::kLikely);
     std::iota(order.begin(), order.end(), 0);
-    std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return sum[a] > sum[b]; });
+    std::stable_sort(order.begin(), order.end(),
+                     [&](int a, int b) { return scores[a] > scores[b]; });
     const double all = std::accumulate(on.begin(), on.end(), 0.0);
     *active += all / ffn / trials;
     double hits = 0;
@@ -124,8 +124,8 @@ int neurons_for_recall(const LayerStates& layer, const RowMajor& logits, int bat
 RowMajor copy_logits(const model::ModelFile& file, int index, const LayerStates& layer,
                      sparsity::Routers& routers) {
   sparsity::MlpRouter& mlp = routers.mlps[index];
-  copy_up_projection(file, index, mlp);
   const std::vector<float> up = host_values(file.layers[index].up);
+  copy_up_projection(up, host_values(file.layers[index].up_bias), routers.ffn, mlp);
   std::vector<float> copied(up.size());
   dequantize_row(DType::kQ4_0, mlp.copy.data(), copied.data(), copied.size());
   const auto rows = static_cast<Eigen::Index>(layer.mlp_in.size()) / routers.hidden;

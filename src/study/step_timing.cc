@@ -72,7 +72,8 @@ class Cell {
     pack_decode();
     const auto forward = [&] { decoder_->forward(*decode_, cache_->kv(), planner, nullptr); };
     const double begin = now();
-    // Neurons are chosen on the host: such a step cannot be recorded.
+    // These planners plan on the device, so a step can be recorded; but neurons are chosen on the
+    // host.
     planner.neurons() != nullptr ? forward() : device_.replay(key, forward);
     device_.synchronize();
     return now() - begin;
@@ -119,22 +120,20 @@ class Cell {
   model::DensePlanner dense_;
 };
 
-double neuron_share(const model::NeuronPlanner::Counts& before,
-                    const model::NeuronPlanner::Counts& after) {
-  return static_cast<double>(after.computed - before.computed) /
-         static_cast<double>(after.all - before.all);
+model::NeuronPlanner::Counts neuron_counts(const model::Planner& planner) {
+  return planner.neurons() != nullptr ? planner.neurons()->counts()
+                                      : model::NeuronPlanner::Counts{};
 }
 
-/// Bytes of weights that one of `steps` steps read, routers included.
-double weight_bytes(const model::Weights& weights, const model::NeuronPlanner* neurons,
-                    const model::NeuronPlanner::Counts& before, int steps) {
-  auto bytes = static_cast<double>(weights.step_bytes());
-  if (neurons == nullptr) return bytes;
-  const model::NeuronPlanner::Counts& after = neurons->counts();
-  const double share = neuron_share(before, after);
+/// Bytes of weights that one of `steps` steps read, routers included; `neurons`: what these chose.
+double weight_bytes(const model::Weights& weights, const model::NeuronPlanner::Counts& neurons,
+                    int steps) {
+  auto bytes = static_cast<double>(weights.step_bytes()) + neurons.router_bytes / steps;
+  const double spared = 1 - neurons.share();
+  if (spared == 0) return bytes;
   for (const model::LayerWeights& layer : weights.layers)
-    bytes -= (1 - share) * static_cast<double>(layer.up->bytes() + layer.down->bytes());
-  return bytes + (after.router_bytes - before.router_bytes) / steps;
+    bytes -= spared * static_cast<double>(layer.up->bytes() + layer.down->bytes());
+  return bytes;
 }
 
 uint64_t next_key() {
@@ -196,11 +195,9 @@ Result<StepBenchResult> bench_steps(backend::Device& device, const model::Weight
       std::vector<Side> sides;
       sides.push_back({&dense});
       if (sparse != nullptr) sides.push_back({sparse});
-      // All these planners plan on the device, so a step can be recorded.
       for (int step = -3; step < options.steps; ++step) {  // three steps of warm-up
         for (Side& side : sides) {
-          const model::NeuronPlanner* neurons = side.planner->neurons();
-          if (step == 0 && neurons != nullptr) side.before = neurons->counts();
+          if (step == 0) side.before = neuron_counts(*side.planner);
           const double seconds = cell.step(*side.planner, side.key);
           if (step >= 0) side.seconds.push_back(seconds);
           side.read = cell.read();
@@ -216,9 +213,10 @@ Result<StepBenchResult> bench_steps(backend::Device& device, const model::Weight
         row.prefill_tokens_per_second = prefill;
         row.kv_bytes = cell.kv().bytes({side.read.blocks, 0});
         row.score_bytes = cell.kv().bytes({0, side.read.scored});
-        const model::NeuronPlanner* neurons = side.planner->neurons();
-        row.weight_bytes = weight_bytes(weights, neurons, side.before, options.steps);
-        if (neurons != nullptr) row.neuron_share = neuron_share(side.before, neurons->counts());
+        const model::NeuronPlanner::Counts neurons =
+            neuron_counts(*side.planner).since(side.before);
+        row.weight_bytes = weight_bytes(weights, neurons, options.steps);
+        row.neuron_share = neurons.share();
         row.bandwidth_share = row.read_bytes() / row.step_seconds / result.read_bandwidth;
         if (side.planner == &dense) {
           dense_seconds = row.step_seconds;

@@ -1,4 +1,5 @@
 #include "backend/cuda/attention_launch.cuh"
+#include "backend/cuda/head_dim.cuh"
 
 namespace polar::backend::cuda {
 namespace {
@@ -32,25 +33,14 @@ int attention_shares() {
 }
 
 bool attention_supported(DType kv_dtype, int head_dim, int group) {
-  const bool dims =
-      head_dim == 64 || head_dim == 80 || head_dim == 96 || head_dim == 128 || head_dim == 256;
-  return dims && (kv_dtype == DType::kBF16 || kv_dtype == DType::kF16) && group >= 1 && group <= 16;
+  const bool typed = kv_dtype == DType::kBF16 || kv_dtype == DType::kF16;
+  const bool shaped = with_head_dim(head_dim, [](auto) { return cudaSuccess; }) == cudaSuccess;
+  return typed && shaped && group >= 1 && group <= 16;
 }
 
 cudaError_t launch_decode_attention(const DecodeAttention& args, cudaStream_t stream) {
   if (!attention_supported(args.kv_dtype, args.head_dim, args.group)) return cudaErrorInvalidValue;
-  switch (args.head_dim) {
-    case 64:
-      return launch_decode<64>(args, stream);
-    case 80:
-      return launch_decode<80>(args, stream);
-    case 96:
-      return launch_decode<96>(args, stream);
-    case 128:
-      return launch_decode<128>(args, stream);
-    default:
-      return launch_decode<256>(args, stream);
-  }
+  return with_head_dim(args.head_dim, [&](auto d) { return launch_decode<d.value>(args, stream); });
 }
 
 }  // namespace polar::backend::cuda

@@ -5,6 +5,7 @@
 #include <type_traits>
 
 #include "backend/cuda/attention.h"
+#include "backend/cuda/head_dim.cuh"
 #include "backend/cuda/kv_layout.cuh"
 #include "backend/cuda/mma.cuh"
 
@@ -290,18 +291,7 @@ cudaError_t launch_dim(const PrefillAttention& args, cudaStream_t stream) {
 cudaError_t launch_prefill_attention(const PrefillAttention& args, cudaStream_t stream) {
   if (args.prefill_rows == 0) return cudaSuccess;
   if (!attention_supported(args.kv_dtype, args.head_dim, args.group)) return cudaErrorInvalidValue;
-  switch (args.head_dim) {
-    case 64:
-      return launch_dim<64>(args, stream);
-    case 80:
-      return launch_dim<80>(args, stream);
-    case 96:
-      return launch_dim<96>(args, stream);
-    case 128:
-      return launch_dim<128>(args, stream);
-    default:
-      return launch_dim<256>(args, stream);
-  }
+  return with_head_dim(args.head_dim, [&](auto d) { return launch_dim<d.value>(args, stream); });
 }
 
 }  // namespace polar::backend::cuda

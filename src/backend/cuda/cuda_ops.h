@@ -16,6 +16,7 @@ namespace polar::backend::cuda {
 
 class CudaDevice;
 struct PlanLaunch;
+struct Schedule;
 struct SkinnyLaunch;
 
 class CudaOps : public Ops {
@@ -52,9 +53,10 @@ class CudaOps : public Ops {
   /// Plans a layer in which units choose among their pages. `writes_index`: also those of the pages
   /// that the rows fill.
   void choose_pages(const PlanArgs& args, const PlanLaunch& plan, bool writes_index);
-  /// Plans a layer whose plan depends on nothing that the step computes, beside the layers before
-  /// it.
-  void plan_ahead(int layer, PlanLaunch plan);
+  /// Memory for the schedule of the layer at hand.
+  Schedule schedule_for(int units);
+  /// Queues the indices of the pages that rows [first, first + rows) fill, where there are indices.
+  void write_page_index(const Batch& batch, const KvView& kv, int layer, int first, int rows);
   void skinny(const SkinnyLaunch& launch);
   void skinny_rows(const SkinnyLaunch& launch);  // any number of rows
   void sparse_mlp(const MlpArgs& args);

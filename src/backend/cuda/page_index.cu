@@ -1,5 +1,6 @@
 // Indices of the pages that prefill rows fill.
 
+#include "backend/cuda/head_dim.cuh"
 #include "backend/cuda/page_index.cuh"
 
 namespace polar::backend::cuda {

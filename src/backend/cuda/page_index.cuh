@@ -2,8 +2,6 @@
 // The indices that pages are scored by, written from the keys of a full page as stored, by a block
 // of kIndexThreads.
 
-#include <type_traits>
-
 #include "backend/cuda/attention.h"
 #include "backend/cuda/kv_layout.cuh"
 #include "backend/cuda/mma.cuh"
@@ -200,25 +198,6 @@ __device__ void write_page_index(const PageIndex& index, int row, int head) {
     float* half_step = index.half_steps + which;
     f16 ? write_codes<D, __half>(keys, out, half_step)
         : write_codes<D, __nv_bfloat16>(keys, out, half_step);
-  }
-}
-
-/// Calls `run` with the head_dim as a constant.
-template <typename Run>
-cudaError_t with_head_dim(int head_dim, Run run) {
-  switch (head_dim) {
-    case 64:
-      return run(std::integral_constant<int, 64>());
-    case 80:
-      return run(std::integral_constant<int, 80>());
-    case 96:
-      return run(std::integral_constant<int, 96>());
-    case 128:
-      return run(std::integral_constant<int, 128>());
-    case 256:
-      return run(std::integral_constant<int, 256>());
-    default:
-      return cudaErrorInvalidValue;
   }
 }
 

@@ -3,6 +3,7 @@
 
 #include <cuda_bf16.h>
 
+#include "backend/cuda/head_dim.cuh"
 #include "backend/cuda/launch.cuh"
 #include "backend/cuda/page_index.cuh"
 #include "backend/cuda/page_select.cuh"
@@ -13,6 +14,7 @@ namespace {
 constexpr int kScoreThreads = kIndexThreads;
 constexpr int kScoreWarps = kScoreThreads / 32;
 constexpr int kPagesPerWarp = 32;
+constexpr int kPagesPerBlock = kScoreWarps * kPagesPerWarp;
 
 /// scores[unit][head][page] = query . mean key * scale, in units of log2, of the pages that are
 /// candidates. A warp takes 32 pages: they stand on M, the group's heads on N. Each lane loads 16
@@ -26,7 +28,7 @@ __global__ void __launch_bounds__(kScoreThreads)
   wait_for_previous();
   const int unit = blockIdx.x, lane = threadIdx.x & 31;
   const int which = unit / s.plan.kv_heads, head = unit % s.plan.kv_heads;
-  const int begin = (blockIdx.y * kScoreWarps + threadIdx.x / 32) * kPagesPerWarp;
+  const int begin = blockIdx.y * kPagesPerBlock + threadIdx.x / 32 * kPagesPerWarp;
   const int own = s.plan.position[which] / kPageTokens;
   const int32_t* table = s.pages + s.plan.sequence[which] * s.plan.table_stride;
   const PlanRow row = plan_row(s.plan, which);
@@ -134,7 +136,7 @@ __global__ void __launch_bounds__(kScoreThreads)
     write_page_index<D, PageScore::kCodes>(s.index, which, head);
   if (unit_kind(s.plan, row, which, head) != ReadKind::kPages) return;
   const PageChoice c = candidates_of(s.plan, row, head);
-  const int of_block = blockIdx.y * kScoreWarps * kPagesPerWarp, end = c.first + c.count;
+  const int of_block = blockIdx.y * kPagesPerBlock, end = c.first + c.count;
   if (of_block >= end || !must_select(c)) return;
   const int begin = of_block + warp * kPagesPerWarp;
   const int64_t own_index =
@@ -228,8 +230,8 @@ __global__ void __launch_bounds__(kScoreThreads)
 }  // namespace
 
 cudaError_t launch_page_scores(const PageSelection& s, cudaStream_t stream) {
-  constexpr int kPerBlock = kScoreWarps * kPagesPerWarp;
-  const dim3 grid(s.plan.rows * s.plan.kv_heads, (s.plan.table_stride + kPerBlock - 1) / kPerBlock);
+  const dim3 grid(s.plan.rows * s.plan.kv_heads,
+                  (s.plan.table_stride + kPagesPerBlock - 1) / kPagesPerBlock);
   const float scale = s.scale * 1.4426950408889634f;
   return with_head_dim(s.index.head_dim, [&](auto d) {
     constexpr int D = d.value;

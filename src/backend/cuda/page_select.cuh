@@ -11,8 +11,7 @@ __host__ __device__ inline int score_stride(int table_stride) {
 }
 
 /// scores[unit][head][page] = the index's score * scale, in units of log2, of the pages that are
-/// candidates; one node. How much each unit reads does not depend on them: the plan and its
-/// schedule are written beside the scores, by a block of their own.
+/// candidates; one node.
 cudaError_t launch_page_scores(const PageSelection& args, cudaStream_t stream);
 
 }  // namespace polar::backend::cuda

@@ -53,35 +53,17 @@ class Layer {
 
  private:
   Planned step(bool planned) {
-    std::vector<int32_t> token, position, sequence, point, begin;
-    const auto sequences = static_cast<int>(c_.length.size());
-    for (int s = 0; s < sequences; ++s) {
-      begin.push_back(static_cast<int32_t>(token.size()));
-      const int first = planned ? c_.length[s] : 0;
-      for (int i = first; i < c_.length[s] + (planned ? c_.planned[s] : 0); ++i) {
-        token.push_back((i * 31 + s * 7) % kVocabulary);
-        position.push_back(i);
-        sequence.push_back(s);
-        point.push_back((s + i) % 3);
-      }
-    }
-    const auto rows = static_cast<int>(token.size());
-    begin.push_back(rows);
+    StepRows step(
+        device_, planned ? c_.length : std::vector<int>(c_.length.size()),
+        planned ? c_.planned : c_.length, planned,
+        [](int s, int i) { return (i * 31 + s * 7) % kVocabulary; },
+        [](int s, int i) { return (s + i) % 3; });
+    Batch& batch = step.batch;
+    const int rows = batch.rows, sequences = batch.sequences;
     const int list_capacity = planned ? rows * c_.kv_heads * stride_ : 0;
     std::vector<int32_t> pages(static_cast<size_t>(sequences) * stride_ + list_capacity, -1);
     for (int i = 0; i < kv_.pages; ++i) pages[i] = kv_.pages - 1 - i;
-    const Buffer t = to_device(device_, token), p = to_device(device_, position),
-                 q = to_device(device_, sequence), o = to_device(device_, point),
-                 c = to_device(device_, begin), dp = to_device(device_, pages);
-    Batch batch;
-    batch.rows = rows;
-    batch.sequences = sequences;
-    batch.prefill_rows = planned ? 0 : rows;
-    batch.token = t.as<int32_t>();
-    batch.position = p.as<int32_t>();
-    batch.sequence = q.as<int32_t>();
-    batch.point = o.as<int32_t>();
-    batch.chunk_begin = c.as<int32_t>();
+    const Buffer dp = to_device(device_, pages);
     batch.table_stride = stride_;
     batch.pages = dp.as<int32_t>();
     batch.list_capacity = list_capacity;

@@ -230,8 +230,8 @@ void check_distribution(Device& gpu) {
 /// Embedding, QKV, plan and attention on both backends: ragged prefill, then decode steps.
 void check_attention(Device& gpu, Device& cpu, int heads, int kv_heads, int dim, DType kv_dtype,
                      bool windowed) {
-  const int hidden = 256, vocabulary = 100, stride = 8, sequences = 3;
-  const int length[sequences] = {1, 37, 90};
+  constexpr int hidden = 256, vocabulary = 100, stride = 8, sequences = 3;
+  const std::vector<int> length = {1, 37, 90};
   const auto table = narrowed(random_values(static_cast<size_t>(vocabulary) * hidden, 20));
   const int width = (heads + 2 * kv_heads) * dim;
   const auto qkv = narrowed(random_values(static_cast<size_t>(width) * hidden, 21, 0.2f));
@@ -255,30 +255,12 @@ void check_attention(Device& gpu, Device& cpu, int heads, int kv_heads, int dim,
     device.fill_zero(cache.data(), kv.total_bytes());
     kv.data = cache.as<std::byte>();
     for (int planned = 0; planned < 2; ++planned) {
-      std::vector<int32_t> token, position, sequence, point, begin;
-      for (int s = 0; s < sequences; ++s) {
-        begin.push_back(static_cast<int32_t>(token.size()));
-        for (int i = planned ? length[s] : 0; i < length[s] + planned; ++i) {
-          token.push_back((i * 7 + s) % vocabulary);
-          position.push_back(i);
-          sequence.push_back(s);
-          point.push_back(s % 2);
-        }
-      }
-      const int rows = static_cast<int>(token.size());
-      begin.push_back(rows);
-      const Buffer t = to_device(device, token), p = to_device(device, position),
-                   q = to_device(device, sequence), o = to_device(device, point),
-                   c = to_device(device, begin);
-      Batch batch;
-      batch.rows = rows;
-      batch.sequences = sequences;
-      batch.prefill_rows = planned ? 0 : rows;
-      batch.token = t.as<int32_t>();
-      batch.position = p.as<int32_t>();
-      batch.sequence = q.as<int32_t>();
-      batch.point = o.as<int32_t>();
-      batch.chunk_begin = c.as<int32_t>();
+      StepRows step(
+          device, planned ? length : std::vector<int>(sequences),
+          planned ? std::vector<int>(sequences, 1) : length, planned,
+          [](int s, int i) { return (i * 7 + s) % vocabulary; }, [](int s, int) { return s % 2; });
+      Batch& batch = step.batch;
+      const int rows = batch.rows;
       batch.table_stride = stride;
       batch.pages = dp.as<int32_t>();
       const Buffer x = poisoned(device, static_cast<size_t>(rows) * hidden, bytes),

@@ -84,6 +84,43 @@ inline std::unique_ptr<Weight> weight(Device& device, const std::vector<uint16_t
   return std::move(made).value();
 }
 
+/// Rows of one step on a device: `count[s]` consecutive positions of every sequence s, from
+/// `first[s]`, all prefill or all planned. Tables of pages are the caller's.
+class StepRows {
+ public:
+  StepRows(Device& device, const std::vector<int>& first, const std::vector<int>& count,
+           bool planned, int (*token_of)(int sequence, int position),
+           int (*point_of)(int sequence, int position)) {
+    std::vector<int32_t> token, position, sequence, point, begin;
+    for (int s = 0; s < static_cast<int>(first.size()); ++s) {
+      begin.push_back(static_cast<int32_t>(token.size()));
+      for (int i = first[s]; i < first[s] + count[s]; ++i) {
+        token.push_back(token_of(s, i));
+        position.push_back(i);
+        sequence.push_back(s);
+        point.push_back(point_of(s, i));
+      }
+    }
+    batch.rows = static_cast<int>(token.size());
+    begin.push_back(batch.rows);
+    batch.sequences = static_cast<int>(first.size());
+    batch.prefill_rows = planned ? 0 : batch.rows;
+    batch.token = keep(device, token);
+    batch.position = keep(device, position);
+    batch.sequence = keep(device, sequence);
+    batch.point = keep(device, point);
+    batch.chunk_begin = keep(device, begin);
+  }
+  Batch batch;
+
+ private:
+  const int32_t* keep(Device& device, const std::vector<int32_t>& values) {
+    arrays_.push_back(to_device(device, values));
+    return arrays_.back().as<int32_t>();
+  }
+  std::vector<Buffer> arrays_;
+};
+
 /// The plan verb beside the CPU's (plan_verb_check.cc).
 void check_plans(Device& gpu, Device& cpu);
 
