@@ -83,6 +83,14 @@ struct DeviceInfo {
   size_t free_bytes = 0;           // what could be allocated now
 };
 
+/// What the verbs of one kind cost in a step.
+struct VerbCost {
+  std::string verb;    // as in ops.h; "other": what stands before the first
+  int calls = 0;       // in the step
+  int nodes = 0;       // kernels, fills and copies of a recorded step; 0 where none is recorded
+  double seconds = 0;  // from its beginning to the next verb's
+};
+
 /// One device and its one ordered stream of work. Calls come from one thread. Work is queued in
 /// order; only `synchronize`, `download` and `wait` block.
 class Device {
@@ -116,6 +124,11 @@ class Device {
   /// and replays the record afterwards: then everything that differs between two steps of one key
   /// must stand in device memory.
   virtual void replay(uint64_t key, const std::function<void()>& step) = 0;
+
+  /// Runs `step`, as `replay` does, and says what its verbs cost. It has run before, so that
+  /// nothing is allocated or chosen in it. Nodes that overlap otherwise are kept apart by the
+  /// measurement.
+  virtual std::vector<VerbCost> trace(const std::function<void()>& step) = 0;
 
   /// Prepares a matrix. The source's memory must stay mapped as long as the Weight lives.
   virtual Result<std::unique_ptr<Weight>> prepare(const WeightSource& source) = 0;

@@ -1,6 +1,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <chrono>
 
 #include "backend/device.h"
 #include "cli/open_device.h"
@@ -23,8 +24,28 @@ struct BenchFlags {
   Format format = Format::kMarkdown;
 };
 
+int nodes_of(const study::StepBenchRow& row) {
+  int nodes = 0;
+  for (const backend::VerbCost& v : row.verbs) nodes += v.nodes;
+  return nodes;
+}
+
+/// One line: where a step's time goes, and in how many nodes (where steps are recorded) or calls.
+void print_verbs(const study::StepBenchRow& row) {
+  if (row.verbs.empty()) return;
+  fmt::print(stderr, "batch {}, context {}, {}:", row.batch, row.context, row.point);
+  const int nodes = nodes_of(row);
+  if (nodes > 0) fmt::print(stderr, " {} nodes;", nodes);
+  for (const backend::VerbCost& v : row.verbs) {
+    fmt::print(stderr, "{} {} {:.3g} ms ({})", &v == row.verbs.data() ? "" : ",", v.verb,
+               v.seconds * 1e3, nodes > 0 ? v.nodes : v.calls);
+  }
+  fmt::print(stderr, "\n");
+}
+
 nlohmann::ordered_json row_json(const study::StepBenchRow& row, const std::string& model,
-                                const std::string& device, bool sparse_run, bool prefill) {
+                                const std::string& device, bool sparse_run,
+                                const BenchFlags& flags) {
   nlohmann::ordered_json json = {{"model", model},
                                  {"device", device},
                                  {"batch", row.batch},
@@ -32,12 +53,20 @@ nlohmann::ordered_json row_json(const study::StepBenchRow& row, const std::strin
                                  {"point", row.point},
                                  {"decode_step_ms", row.step_seconds * 1e3},
                                  {"decode_tokens_per_s", row.batch / row.step_seconds}};
-  if (prefill) json["prefill_tokens_per_s"] = row.prefill_tokens_per_second;
+  if (flags.prefill) json["prefill_tokens_per_s"] = row.prefill_tokens_per_second;
   json["kv_bytes"] = row.kv_bytes;
   json["weight_bytes"] = row.weight_bytes;
   json["score_bytes"] = row.score_bytes;
   json["read_gb_per_s"] = row.read_bytes() / row.step_seconds / 1e9;
   json["bandwidth_share"] = row.bandwidth_share;
+  if (flags.format == Format::kJson && !row.verbs.empty()) {
+    const int nodes = nodes_of(row);
+    if (nodes > 0) json["nodes"] = nodes;
+    for (const backend::VerbCost& v : row.verbs) {
+      auto& verb = json["verbs"][v.verb] = {{"calls", v.calls}, {"ms", v.seconds * 1e3}};
+      if (nodes > 0) verb["nodes"] = v.nodes;
+    }
+  }
   if (!sparse_run) return json;
   json["effective_density"] = row.effective_density;
   json["neuron_share"] = row.neuron_share;
@@ -55,7 +84,15 @@ Result<model::Weights> load(const BenchFlags& flags, backend::Device& device,
   }
   POLAR_ASSIGN(auto opened, model::ModelFile::open(flags.model.model));
   file = std::make_unique<model::ModelFile>(std::move(opened));
-  return model::load_weights(device, *file);
+  const auto begin = std::chrono::steady_clock::now();
+  POLAR_ASSIGN(auto weights, model::load_weights(device, *file));
+  device.synchronize();
+  const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - begin;
+  const auto bytes = static_cast<double>(file->weight_bytes());
+  if (!device.info().is_cpu)  // the CPU maps them
+    fmt::print(stderr, "weights: {:.2f} GB loaded in {:.2f} s ({:.2f} GB/s)\n", bytes / 1e9,
+               seconds.count(), bytes / seconds.count() / 1e9);
+  return weights;
 }
 
 /// Random units as data, so that the device plans them.
@@ -113,8 +150,9 @@ Result<int> bench(const BenchFlags& flags) {
 
   Rows rows;
   for (const study::StepBenchRow& row : result.rows) {
-    rows.push_back(row_json(row, weights.config.name, device->info().name,
-                            sparse.planner != nullptr, flags.prefill));
+    rows.push_back(
+        row_json(row, weights.config.name, device->info().name, sparse.planner != nullptr, flags));
+    print_verbs(row);
   }
   fmt::print("{}", print_rows(rows, flags.format));
   fmt::print(stderr, "read bandwidth of this machine, measured in this run: {:.1f} GB/s\n",

@@ -80,9 +80,31 @@ class Loader {
   Device& device_;
 };
 
+/// Values of all matrices.
+int64_t matrix_values(const ModelConfig& config) {
+  const int64_t hidden = config.hidden, query = config.query_width(),
+                layer = (query + 2 * config.kv_width()) * hidden + hidden * query +
+                        (config.gated ? 3 : 2) * hidden * config.ffn,
+                tables = int64_t{config.vocabulary} * (config.tied_embeddings ? 1 : 2),
+                positions = config.learned_positions ? config.max_positions : 0;
+  return config.layers * layer + tables * config.embedding + positions * hidden;
+}
+
+/// A device of its own memory holds all matrices, in bf16.
+Status check_memory(Device& device, const ModelConfig& config) {
+  const backend::DeviceInfo info = device.info();
+  const auto wanted = static_cast<size_t>(matrix_values(config)) * 2;
+  if (info.is_cpu || wanted <= info.free_bytes) return {};
+  return bad_input("memory", "weights",
+                   fmt::format("{} MiB free of {} MiB on {}", info.free_bytes >> 20,
+                               info.memory_bytes >> 20, info.name),
+                   fmt::format("{} MiB, in bf16 (a smaller model, or --device cpu)", wanted >> 20));
+}
+
 }  // namespace
 
 Result<Weights> load_weights(Device& device, const ModelFile& file) {
+  POLAR_RETURN_IF_ERROR(check_memory(device, file.config()));
   Loader loader(device, file.config());
   Weights& w = loader.weights;
   POLAR_RETURN_IF_ERROR(
@@ -116,6 +138,7 @@ Result<Weights> load_weights(Device& device, const ModelFile& file) {
 
 Result<Weights> dummy_weights(Device& device, const ModelConfig& config, DType dtype,
                               uint64_t seed) {
+  POLAR_RETURN_IF_ERROR(check_memory(device, config));
   Loader loader(device, config);
   Weights& w = loader.weights;
   const auto matrix = [&](int64_t rows, int64_t columns, std::unique_ptr<backend::Weight>* out,

@@ -79,6 +79,12 @@ class Cell {
     return now() - begin;
   }
 
+  /// What the verbs of such a step cost.
+  std::vector<backend::VerbCost> trace(model::Planner& planner) {
+    if (planner.neurons() != nullptr) return {};
+    return device_.trace([&] { decoder_->forward(*decode_, cache_->kv(), planner, nullptr); });
+  }
+
   /// What the last step read: KV blocks and page indices of all sequences.
   backend::ReadCount read() {
     std::vector<backend::ReadCount> rows(batch_);
@@ -226,6 +232,7 @@ Result<StepBenchResult> bench_steps(backend::Device& device, const model::Weight
         row.speedup = dense_seconds / row.step_seconds;
         row.ideal_speedup = dense_bytes / row.read_bytes();
         row.floor_share = row.read_bytes() / result.read_bandwidth / row.step_seconds;
+        row.verbs = cell.trace(*side.planner);
         result.rows.push_back(std::move(row));
       }
     }

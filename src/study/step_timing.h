@@ -28,7 +28,8 @@ struct StepBenchRow {
   double kv_bytes = 0;
   double weight_bytes = 0;
   double score_bytes = 0;
-  double bandwidth_share = 0;  // of the read bandwidth measured in the same run
+  double bandwidth_share = 0;            // of the read bandwidth measured in the same run
+  std::vector<backend::VerbCost> verbs;  // empty where neurons are chosen on the host
   // Where sparse:
   double effective_density = 1;
   double neuron_share = 1;  // neurons computed; weight_bytes holds them and their routers

@@ -11,6 +11,7 @@
 
 #include "backend/cpu/cpu_weight.h"
 #include "backend/cpu/isa.h"
+#include "backend/traced_ops.h"
 
 namespace polar::backend {
 
@@ -75,6 +76,22 @@ void CpuDevice::download(void* destination, const void* source, size_t bytes) {
 }
 void CpuDevice::fill_zero(void* destination, size_t bytes) {
   std::memset(destination, 0, bytes);
+}
+
+std::vector<VerbCost> CpuDevice::trace(const std::function<void()>& step) {
+  using Clock = std::chrono::steady_clock;
+  std::vector<std::pair<const char*, Clock::time_point>> marks;
+  TracedOps traced(ops_, [&](const char* verb) { marks.emplace_back(verb, Clock::now()); });
+  active_ = &traced;
+  step();
+  active_ = &ops_;
+  marks.emplace_back("end", Clock::now());
+  std::vector<VerbCost> costs;
+  for (size_t i = 0; i + 1 < marks.size(); ++i) {
+    const std::chrono::duration<double> seconds = marks[i + 1].second - marks[i].second;
+    add_cost(costs, {marks[i].first, 1, 0, seconds.count()});
+  }
+  return costs;
 }
 
 Result<std::unique_ptr<Weight>> CpuDevice::prepare(const WeightSource& source) {

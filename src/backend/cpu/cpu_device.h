@@ -22,10 +22,11 @@ class CpuDevice : public Device {
   uint64_t mark() override { return 0; }
   void wait(uint64_t) override {}
   void replay(uint64_t, const std::function<void()>& step) override { step(); }
+  std::vector<VerbCost> trace(const std::function<void()>& step) override;
   Result<std::unique_ptr<Weight>> prepare(const WeightSource& source) override;
   Result<std::unique_ptr<Weight>> dummy(int64_t rows, int64_t columns, DType dtype,
                                         bool gather_columns, uint64_t seed) override;
-  Ops& ops() override { return ops_; }
+  Ops& ops() override { return *active_; }
   double measure_read_bandwidth() override;
 
   const Kernels& kernels() const { return kernels_; }
@@ -35,6 +36,7 @@ class CpuDevice : public Device {
   const Kernels& kernels_;
   ThreadPool pool_;
   CpuOps ops_;
+  Ops* active_ = &ops_;  // another while a step is traced
 };
 
 }  // namespace polar::backend::cpu

@@ -68,7 +68,7 @@ void CudaOps::plan(const PlanArgs& args) {
   if (args.budgets == nullptr && dense == dense_plan_) {  // as in the layer before
     if (args.plan.read != nullptr)
       launch_count_pages(args.plan.units, args.plan.read, batch.planned_rows(), args.kv.kv_heads,
-                         device_.stream());
+                         counting_ ? plan_stream_ : device_.stream());
     scheduled_ = args.plan.units;
     return;
   }
@@ -90,9 +90,23 @@ void CudaOps::plan(const PlanArgs& args) {
     return;
   }
   launch.schedule = schedule_for(units);
-  POLAR_CUDA(launch_plan(launch, device_.stream()));
+  const bool joins = join_counting();
+  POLAR_CUDA(launch_plan(launch, device_.stream(), !joins));
   if (chooses) choose_pages(args, launch, alone);
   dense_plan_ = args.budgets == nullptr ? dense : DensePlan{};
+  counting_ = device_.capturing() && args.budgets == nullptr &&
+              attention_supported(args.kv.dtype, args.kv.head_dim, args.heads / args.kv.kv_heads);
+  if (!counting_) return;
+  POLAR_CUDA(cudaEventRecord(plan_inputs_, device_.stream()));
+  POLAR_CUDA(cudaStreamWaitEvent(plan_stream_, plan_inputs_));
+}
+
+bool CudaOps::join_counting() {
+  if (!counting_) return false;
+  POLAR_CUDA(cudaEventRecord(plan_inputs_, plan_stream_));
+  POLAR_CUDA(cudaStreamWaitEvent(device_.stream(), plan_inputs_));
+  counting_ = false;
+  return true;
 }
 
 const CudaOps::LayerPlan& CudaOps::plan_beside(int layer, PlanLaunch plan) {
@@ -206,6 +220,7 @@ void CudaOps::attention(const AttentionArgs& args) {
     dense_plan_ = {};
   }
   scheduled_ = nullptr;
+  const bool joins = args.layer == kv.layers - 1 && join_counting();
   const size_t offset = static_cast<size_t>(first) * args.heads * kv.head_dim * 2;
   const DecodeAttention decode{
       layer,
@@ -223,7 +238,7 @@ void CudaOps::attention(const AttentionArgs& args) {
       args.query.as<std::byte>() + offset,
       args.output.as<std::byte>() + offset,
       attention_scratch_at(attention_scratch(units, group, kv.head_dim), units, shares_, group),
-      beside_ == nullptr};
+      beside_ == nullptr && !joins};
   beside_ = nullptr;
   POLAR_CUDA(launch_decode_attention(decode, device_.stream()));
 }

@@ -8,6 +8,7 @@
 #include "backend/cuda/cuda_check.h"
 #include "backend/cuda/cuda_ops.h"
 #include "backend/cuda/kernels.h"
+#include "backend/traced_ops.h"
 
 namespace polar::backend {
 
@@ -66,6 +67,7 @@ Status CudaDevice::start() {
     POLAR_CUDA(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
   for (auto& event : marks_) POLAR_CUDA(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
   ops_ = std::make_unique<CudaOps>(*this);
+  active_ = ops_.get();
   return {};
 }
 
@@ -106,7 +108,7 @@ Result<Buffer> CudaDevice::allocate(size_t bytes, const char* purpose) {
   return bad_input(
       "memory", purpose,
       mebibytes(now.free_bytes) + " free of " + mebibytes(now.memory_bytes) + " on " + now.name,
-      mebibytes(bytes + (1 << 20)) + " (smaller: --kv-memory, --max-batch)");
+      mebibytes(bytes + (1 << 20)));
 }
 
 void CudaDevice::free(void* data) {
@@ -218,6 +220,51 @@ void CudaDevice::replay(uint64_t key, const std::function<void()>& step) {
   POLAR_CUDA(cudaGraphLaunch(recorded.graph, stream_));
 }
 
+std::vector<VerbCost> CudaDevice::trace(const std::function<void()>& step) {
+  struct Mark {
+    const char* verb;
+    cudaEvent_t event;
+    size_t nodes;  // of the graph so far
+  };
+  std::vector<Mark> marks;
+  cudaGraph_t graph = nullptr;
+  POLAR_CUDA(cudaGraphCreate(&graph, 0));
+  const auto mark = [&](const char* verb) {
+    Mark now{verb, nullptr, 0};
+    POLAR_CUDA(cudaGraphGetNodes(graph, nullptr, &now.nodes));
+    POLAR_CUDA(cudaEventCreate(&now.event));
+    POLAR_CUDA(cudaEventRecordWithFlags(now.event, stream_, cudaEventRecordExternal));
+    marks.push_back(now);
+  };
+  TracedOps traced(*ops_, mark);
+  ops_->changed(nullptr);
+  POLAR_CUDA(cudaStreamBeginCaptureToGraph(stream_, graph, nullptr, nullptr, 0,
+                                           cudaStreamCaptureModeThreadLocal));
+  capturing_ = true;
+  active_ = &traced;
+  mark("other");
+  step();
+  mark("end");
+  active_ = ops_.get();
+  capturing_ = false;
+  POLAR_CUDA(cudaStreamEndCapture(stream_, &graph));
+  cudaGraphExec_t executable = nullptr;
+  POLAR_CUDA(cudaGraphInstantiate(&executable, graph, 0));
+  for (int run = 0; run < 3; ++run) POLAR_CUDA(cudaGraphLaunch(executable, stream_));
+  synchronize();
+  std::vector<VerbCost> costs;
+  for (size_t i = 0; i + 1 < marks.size(); ++i) {
+    float milliseconds = 0;
+    POLAR_CUDA(cudaEventElapsedTime(&milliseconds, marks[i].event, marks[i + 1].event));
+    const auto nodes = static_cast<int>(marks[i + 1].nodes - marks[i].nodes - 1);  // less the mark
+    if (nodes > 0) add_cost(costs, {marks[i].verb, 1, nodes, milliseconds * 1e-3});
+  }
+  for (const Mark& m : marks) cudaEventDestroy(m.event);
+  POLAR_CUDA(cudaGraphExecDestroy(executable));
+  POLAR_CUDA(cudaGraphDestroy(graph));
+  return costs;
+}
+
 Result<std::unique_ptr<Weight>> CudaDevice::prepare(const WeightSource& source) {
   POLAR_CHECK(!source.parts.empty());
   int64_t rows = 0;
@@ -285,7 +332,7 @@ Result<std::unique_ptr<Weight>> CudaDevice::dummy(int64_t rows, int64_t columns,
 }
 
 Ops& CudaDevice::ops() {
-  return *ops_;
+  return *active_;
 }
 
 double CudaDevice::measure_read_bandwidth() {

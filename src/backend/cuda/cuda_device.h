@@ -49,6 +49,7 @@ class CudaDevice : public Device {
   uint64_t mark() override;
   void wait(uint64_t mark) override;
   void replay(uint64_t key, const std::function<void()>& step) override;
+  std::vector<VerbCost> trace(const std::function<void()>& step) override;
   Result<std::unique_ptr<Weight>> prepare(const WeightSource& source) override;
   Result<std::unique_ptr<Weight>> dummy(int64_t rows, int64_t columns, DType dtype,
                                         bool gather_columns, uint64_t seed) override;
@@ -100,6 +101,7 @@ class CudaDevice : public Device {
   std::map<uint64_t, Recorded> recorded_;
   std::vector<void*> owned_;
   std::unique_ptr<CudaOps> ops_;
+  Ops* active_ = nullptr;  // ops_, or another while a step is traced
 };
 
 }  // namespace polar::backend::cuda

@@ -12,8 +12,6 @@ namespace polar::backend::cuda {
 namespace {
 
 constexpr size_t kPartialBytes = CublasProducts::kWorkspaceBytes;
-constexpr int kSkinnyRows = 16;  // more rows than that: the library's kernels are as good
-constexpr int kMostSkinnyRows = 64;
 
 }  // namespace
 
@@ -95,9 +93,12 @@ void CudaOps::fastest(const Choice& key, int rows, const std::vector<std::functi
   ways[best]();
 }
 
+ProductWorkspace CudaOps::product_workspace() const {
+  return {workspace_, kPartialBytes, counters_, device_.processors()};
+}
+
 void CudaOps::skinny(const SkinnyLaunch& launch) {
-  launch_skinny(launch, workspace_, kPartialBytes, counters_, device_.processors(),
-                device_.stream());
+  launch_skinny(launch, product_workspace(), device_.stream());
 }
 
 void CudaOps::skinny_rows(const SkinnyLaunch& launch) {
@@ -131,7 +132,8 @@ void CudaOps::product(const void* x, int64_t x_stride, int rows, const Weight& w
     ways.push_back(
         [=, this] { cublas_.run(shape, i, x, data, its_bias, y, workspace_, device_.stream()); });
   }
-  if ((rows <= kSkinnyRows || ways.empty()) && !w.gathers() && shape.k % 32 == 0) {
+  if ((rows <= kMostSkinnyRows || ways.empty()) && !w.gathers() && shape.k % 8 == 0 &&
+      x_stride % 8 == 0) {
     SkinnyLaunch launch{x,        x_stride,
                         rows,     data,
                         nullptr,  shape.outputs,
@@ -141,12 +143,11 @@ void CudaOps::product(const void* x, int64_t x_stride, int rows, const Weight& w
                         y_stride, f32};
     ways.push_back([=, this] { skinny_rows(launch); });
   }
-  if (rows <= kSkinnyRows && w.gathers() && !f32 && !relu && shape.outputs % 8 == 0) {
+  if (rows <= kMostSkinnyRows && w.gathers() && !f32 && !relu && shape.outputs % 8 == 0 &&
+      x_stride % 8 == 0) {
     GatherDownLaunch launch{x, x_stride, rows, data, nullptr, shape.k, shape.outputs, bias, y};
-    ways.push_back([=, this] {
-      launch_gather_down(launch, workspace_, kPartialBytes, counters_, device_.processors(),
-                         device_.stream());
-    });
+    ways.push_back(
+        [=, this] { launch_gather_down(launch, product_workspace(), device_.stream()); });
   }
   POLAR_CHECK(!ways.empty());
   fastest({shape, false}, rows, ways);
@@ -156,6 +157,7 @@ void CudaOps::product(const void* x, int64_t x_stride, int rows, const Weight& w
 void CudaOps::embed(const EmbedArgs& args) {
   dense_plan_ = {};
   plans_began_ = false;
+  counting_ = false;
   if (device_.capturing()) POLAR_CUDA(cudaEventRecord(plan_inputs_, device_.stream()));
   const Batch& batch = *args.batch;
   const CudaWeight& table = cuda(*args.table);
@@ -209,10 +211,11 @@ void CudaOps::sparse_mlp(const MlpArgs& args) {
   const auto rows = static_cast<int>(args.x.shape[0]);
   const int64_t hidden = args.x.shape[1], outputs = args.y.shape[1];
   const int count = args.neurons->count;
-  POLAR_CHECK(!args.gated && cuda(*args.down).gathers() && hidden % 32 == 0);
+  const int64_t stride = (count + 7) / 8 * 8;  // the second product reads 16 bytes at a time
+  POLAR_CHECK(!args.gated && cuda(*args.down).gathers() && stride <= args.scratch.shape[1]);
   for (int first = 0; first < rows; first += kMostSkinnyRows) {
     const int some = std::min(kMostSkinnyRows, rows - first);
-    auto* scratch = args.scratch.as<std::byte>() + static_cast<size_t>(first) * count * 2;
+    auto* scratch = args.scratch.as<std::byte>() + first * stride * 2;
     SkinnyLaunch up{args.x.as<std::byte>() + first * hidden * 2,
                     hidden,
                     some,
@@ -225,11 +228,11 @@ void CudaOps::sparse_mlp(const MlpArgs& args) {
                     args.activation,
                     false,
                     scratch,
-                    count,
+                    stride,
                     false};
     skinny(up);
     const GatherDownLaunch down{scratch,
-                                count,
+                                stride,
                                 some,
                                 cuda(*args.down).data(),
                                 args.neurons->index,
@@ -237,8 +240,7 @@ void CudaOps::sparse_mlp(const MlpArgs& args) {
                                 static_cast<int>(outputs),
                                 args.down_bias,
                                 args.y.as<std::byte>() + first * outputs * 2};
-    launch_gather_down(down, workspace_, kPartialBytes, counters_, device_.processors(),
-                       device_.stream());
+    launch_gather_down(down, product_workspace(), device_.stream());
   }
   POLAR_CUDA(cudaGetLastError());
 }
@@ -257,7 +259,7 @@ void CudaOps::mlp(const MlpArgs& args) {
       launch_activate(args.scratch.data, stride, args.scratch.data, stride, rows,
                       static_cast<int>(ffn), args.activation, args.gated, device_.stream());
   };
-  if (relu || rows > kSkinnyRows || hidden % 32 != 0) {
+  if (relu || rows > kMostSkinnyRows || hidden % 8 != 0) {
     plain();
   } else {
     const SkinnyLaunch fused{args.x.data,

@@ -16,6 +16,7 @@ namespace polar::backend::cuda {
 
 class CudaDevice;
 struct PlanLaunch;
+struct ProductWorkspace;
 struct Schedule;
 struct SkinnyLaunch;
 
@@ -57,6 +58,7 @@ class CudaOps : public Ops {
   Schedule schedule_for(int units);
   /// Queues the indices of the pages that rows [first, first + rows) fill, where there are indices.
   void write_page_index(const Batch& batch, const KvView& kv, int layer, int first, int rows);
+  ProductWorkspace product_workspace() const;
   void skinny(const SkinnyLaunch& launch);
   void skinny_rows(const SkinnyLaunch& launch);  // any number of rows
   void sparse_mlp(const MlpArgs& args);
@@ -80,6 +82,9 @@ class CudaOps : public Ops {
   /// Writes a plan beside what the stream does: only router logits tie it to its layer, so that
   /// most plans of a step are written while its first layers run.
   const LayerPlan& plan_beside(int layer, PlanLaunch plan);
+  /// Lets the stream wait for what is counted beside it. True if something was: then the next
+  /// kernel has two in front of it, and cannot begin early.
+  bool join_counting();
 
   /// Memory that grows to what was wanted most, and stays where graphs that use it were recorded.
   struct Grown {
@@ -107,6 +112,7 @@ class CudaOps : public Ops {
   cudaStream_t plan_stream_ = nullptr;
   cudaEvent_t plan_inputs_ = nullptr;  // the step's arrays, or a layer's router logits, are there
   bool plans_began_ = false;           // plan_stream_ waited for the step's arrays
+  bool counting_ = false;  // layers that share a dense plan count its pages on plan_stream_
   Grown router_logits_, page_scores_, embedded_;
 };
 

@@ -52,14 +52,24 @@ void launch_rope_store(const QkvArgs& args, const float* bias, cudaStream_t stre
 void launch_activate(const void* in, int64_t in_stride, void* out, int64_t out_stride, int rows,
                      int width, Activation activation, bool gated, cudaStream_t stream);
 
-// Products of few rows (skinny.cu). The weight is read once, from memory into registers in the
-// order of the tensor core's fragments.
+// Products of few rows (skinny.cu). The weight is read once.
+
+inline constexpr int kMostSkinnyRows = 64;  // a launch
+inline constexpr int kSplitCounters = 16384;
+
+/// Memory that products share, since one runs after the other.
+struct ProductWorkspace {
+  void* partial = nullptr;  // sums of parts of a tile
+  size_t bytes = 0;
+  int32_t* counters = nullptr;  // [kSplitCounters] zeros that stay zeros
+  int processors = 0;
+};
 
 struct SkinnyLaunch {
-  const void* x = nullptr;  // [rows][k] bf16, stride x_stride values
-  int64_t x_stride = 0;
-  int rows = 0;                    // at most 64 per launch
-  const void* weight = nullptr;    // [n][k] bf16, k % 32 == 0
+  const void* x = nullptr;         // [rows][k] bf16, stride x_stride values
+  int64_t x_stride = 0;            // % 8 == 0
+  int rows = 0;                    // at most kMostSkinnyRows
+  const void* weight = nullptr;    // [n][k] bf16, k % 8 == 0
   const int32_t* index = nullptr;  // [n] which stored rows, or null: 0 .. n - 1
   int n = 0;                       // outputs (of a gated pair: half the stored rows)
   int k = 0;
@@ -71,14 +81,14 @@ struct SkinnyLaunch {
   int64_t y_stride = 0;
   bool y_f32 = false;
 };
-/// y = act(x W[index]^T + bias). `workspace` holds partial sums, `counters` zeros that stay zeros.
-void launch_skinny(const SkinnyLaunch& args, void* workspace, size_t workspace_bytes,
-                   int32_t* counters, int processors, cudaStream_t stream);
+/// y = act(x W[index]^T + bias).
+void launch_skinny(const SkinnyLaunch& args, const ProductWorkspace& workspace,
+                   cudaStream_t stream);
 
 struct GatherDownLaunch {
-  const void* a = nullptr;  // [rows][count] bf16, stride a_stride
-  int64_t a_stride = 0;
-  int rows = 0;                    // at most 64
+  const void* a = nullptr;         // [rows][count] bf16, stride a_stride
+  int64_t a_stride = 0;            // % 8 == 0
+  int rows = 0;                    // at most kMostSkinnyRows
   const void* weight = nullptr;    // [stored rows][outputs] bf16: row j is column j of the matrix
   const int32_t* index = nullptr;  // [count] or null
   int count = 0;
@@ -87,9 +97,8 @@ struct GatherDownLaunch {
   void* y = nullptr;  // [rows][outputs] bf16
 };
 /// y[r] = sum_j a[r][j] weight[index[j]] + bias.
-void launch_gather_down(const GatherDownLaunch& args, void* workspace, size_t workspace_bytes,
-                        int32_t* counters, int processors, cudaStream_t stream);
-inline constexpr int kSplitCounters = 16384;
+void launch_gather_down(const GatherDownLaunch& args, const ProductWorkspace& workspace,
+                        cudaStream_t stream);
 
 // Sampling (sample.cu).
 void launch_sample(const SampleArgs& args, cudaStream_t stream);

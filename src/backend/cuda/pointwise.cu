@@ -3,8 +3,11 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#include "backend/cuda/activation.cuh"
+#include "backend/cuda/cuda_check.h"
 #include "backend/cuda/kernels.h"
 #include "backend/cuda/kv_layout.cuh"
+#include "backend/cuda/launch.cuh"
 
 namespace polar::backend::cuda {
 namespace {
@@ -28,6 +31,19 @@ __device__ inline uint4 pack8(const float* v) {
     words[i] = *reinterpret_cast<const uint32_t*>(&pair);
   }
   return make_uint4(words[0], words[1], words[2], words[3]);
+}
+
+/// Vector `at` of eight floats; zeros where there are none.
+__device__ inline void load8(const float* values, int at, float* v) {
+#pragma unroll
+  for (int i = 0; i < 8; i += 4) {
+    float4 part = make_float4(0, 0, 0, 0);
+    if (values != nullptr) part = __ldg(reinterpret_cast<const float4*>(values + at * 8 + i));
+    v[i] = part.x;
+    v[i + 1] = part.y;
+    v[i + 2] = part.z;
+    v[i + 3] = part.w;
+  }
 }
 
 /// The sum over all threads of a block (at most 1024), in a fixed order.
@@ -78,14 +94,24 @@ __global__ void add_positions_kernel(const int32_t* position, int width, const b
     out[i] = __float2bfloat16(__bfloat162float(out[i]) + __bfloat162float(learned[i]));
 }
 
-/// One block a row; each thread holds kVectors * 8 values.
+/// One block a row; each thread holds kVectors * 8 values. Weights are asked for before anything
+/// else: they do not wait for the kernel in front.
 template <int kVectors>
 __global__ void norm_kernel(bf16* residual, const bf16* add, const Norm norm, bf16* out, int hidden,
                             const int32_t* rows_index) {
+  const int vectors = hidden / 8;
+  float weight[kVectors][8], bias[kVectors][8];
+#pragma unroll
+  for (int j = 0; j < kVectors; ++j) {
+    const int at = threadIdx.x + j * blockDim.x;
+    load8(at < vectors ? norm.weight : nullptr, at, weight[j]);
+    load8(at < vectors ? norm.bias : nullptr, at, bias[j]);
+  }
+  let_next_begin();
+  wait_for_previous();
   const int64_t row = rows_index != nullptr ? rows_index[blockIdx.x] : blockIdx.x;
   auto* in = reinterpret_cast<uint4*>(residual + row * hidden);
   const auto* more = add == nullptr ? nullptr : reinterpret_cast<const uint4*>(add + row * hidden);
-  const int vectors = hidden / 8;
   float v[kVectors][8];
   float sum = 0.0f;
 #pragma unroll
@@ -123,10 +149,7 @@ __global__ void norm_kernel(bf16* residual, const bf16* add, const Norm norm, bf
     if (at >= vectors) continue;
     if (norm.weight != nullptr) {
 #pragma unroll
-      for (int i = 0; i < 8; ++i) {
-        v[j][i] = (v[j][i] - mean) * scale * norm.weight[at * 8 + i];
-        if (norm.bias != nullptr) v[j][i] += norm.bias[at * 8 + i];
-      }
+      for (int i = 0; i < 8; ++i) v[j][i] = (v[j][i] - mean) * scale * weight[j][i] + bias[j][i];
     }
     to[at] = pack8(v[j]);
   }
@@ -170,6 +193,8 @@ constexpr int kMaxHeadDim = 256;
 /// One warp a (row, head), heads in the order Q, K, V.
 __global__ void rope_store_kernel(const RopeStore p) {
   __shared__ float shared[4][kMaxHeadDim];
+  let_next_begin();
+  wait_for_previous();
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int dim = p.kv.head_dim, all = p.heads + 2 * p.kv.kv_heads;
   const int head = blockIdx.x * 4 + warp, row = blockIdx.y;
@@ -222,22 +247,10 @@ __global__ void rope_store_kernel(const RopeStore p) {
     store_kv(p.kv, p.layer, page, kv_head, is_value, position % kPageTokens, i, v[i]);
 }
 
-__device__ inline float activated(Activation activation, float x) {
-  switch (activation) {
-    case Activation::kRelu:
-      return fmaxf(x, 0.0f);
-    case Activation::kSilu:
-      return x / (1.0f + __expf(-x));
-    case Activation::kGelu:
-      return 0.5f * x * (1.0f + erff(x * 0.70710678118f));
-    case Activation::kGeluTanh:
-      return 0.5f * x * (1.0f + tanhf(0.7978845608f * (x + 0.044715f * x * x * x)));
-  }
-  return x;
-}
-
 __global__ void activate_kernel(const bf16* in, int64_t in_stride, bf16* out, int64_t out_stride,
                                 int width, Activation activation, bool gated) {
+  let_next_begin();
+  wait_for_previous();
   const int at = (blockIdx.x * blockDim.x + threadIdx.x) * 8;
   if (at >= width) return;
   const bf16* from = in + blockIdx.y * in_stride + at;
@@ -270,10 +283,12 @@ void launch_norm(void* residual, const void* add, const Norm& norm, void* out, i
   const int vectors = hidden / 8;
   if (vectors <= 1024) {
     const int threads = (vectors + 31) / 32 * 32;
-    norm_kernel<1><<<rows, threads, 0, stream>>>(in, more, norm, to, hidden, rows_index);
+    POLAR_CUDA(launch_early(norm_kernel<1>, dim3(rows), threads, 0, stream, in, more, norm, to,
+                            hidden, rows_index));
   } else {
     const int threads = ((vectors + 1) / 2 + 31) / 32 * 32;
-    norm_kernel<2><<<rows, threads, 0, stream>>>(in, more, norm, to, hidden, rows_index);
+    POLAR_CUDA(launch_early(norm_kernel<2>, dim3(rows), threads, 0, stream, in, more, norm, to,
+                            hidden, rows_index));
   }
 }
 
@@ -295,15 +310,15 @@ void launch_rope_store(const QkvArgs& args, const float* bias, cudaStream_t stre
                     args.heads,
                     args.query.as<bf16>()};
   const int all = args.heads + 2 * args.kv.kv_heads;
-  rope_store_kernel<<<dim3((all + 3) / 4, batch.rows), 128, 0, stream>>>(p);
+  POLAR_CUDA(launch_early(rope_store_kernel, dim3((all + 3) / 4, batch.rows), 128, 0, stream, p));
 }
 
 void launch_activate(const void* in, int64_t in_stride, void* out, int64_t out_stride, int rows,
                      int width, Activation activation, bool gated, cudaStream_t stream) {
   POLAR_CHECK(width % 8 == 0);
-  activate_kernel<<<dim3((width / 8 + 255) / 256, rows), 256, 0, stream>>>(
-      static_cast<const bf16*>(in), in_stride, static_cast<bf16*>(out), out_stride, width,
-      activation, gated);
+  POLAR_CUDA(launch_early(activate_kernel, dim3((width / 8 + 255) / 256, rows), 256, 0, stream,
+                          static_cast<const bf16*>(in), in_stride, static_cast<bf16*>(out),
+                          out_stride, width, activation, gated));
 }
 
 }  // namespace polar::backend::cuda

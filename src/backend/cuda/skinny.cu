@@ -1,413 +1,494 @@
 // Products of at most 64 rows with a matrix that is read once, whole or only the named rows.
 //
-// What a lane loads is what its tensor core wants. The m16n8k16 product takes from lane (r, c) =
-// (lane / 4, lane % 4) the pairs k = 2c, 2c + 1 and 2c + 8, 2c + 9 of row r. Which k stands at
-// which place does not matter as long as both operands agree, so a lane takes 8 consecutive values
-// of its row (16 bytes) for two products: no shared memory, no shuffles, a warp's load covers 64
-// bytes of 8 rows. For the gathered second matrix, whose rows run along the outputs, a lane takes 8
-// outputs of 8 neurons, and pairs of neurons are interleaved with byte permutations; output 8 r + t
-// is then column r of product t.
+// The matrix stands on the tensor core's M side, the rows of x on N. A block works on tiles of 128
+// or 256 outputs in chunks of 64 inputs; the chunks of all tiles are one line, cut into equal
+// shares, one per multiprocessor (stream-K), so that cost follows bytes whatever the shape. Chunks
+// of the matrix and of x go through a ring in shared memory, filled by asynchronous copies; whole
+// matrices are requested before the kernel in front has ended. A tile that lies in several shares
+// is added up in their order by whoever comes last: results do not depend on timing.
 
 #include <cuda_bf16.h>
 
 #include <algorithm>
 
+#include "backend/cuda/activation.cuh"
 #include "backend/cuda/cuda_check.h"
 #include "backend/cuda/kernels.h"
+#include "backend/cuda/launch.cuh"
+#include "backend/cuda/mma.cuh"
+#include "backend/cuda/wgmma.cuh"
 
 namespace polar::backend::cuda {
 namespace {
 
 using bf16 = __nv_bfloat16;
-constexpr int kWarps = 8;
-constexpr int kThreads = kWarps * 32;
+constexpr int kChunk = 64;  // inputs
+constexpr int kBlockBytes = 64 * kChunk * 2;
 
-__device__ inline void mma(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
-                           uint32_t b0, uint32_t b1) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
-      "{%0,%1,%2,%3};"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+/// How the matrix lies in memory.
+enum class Layout {
+  kInputs,   // a stored row holds one output's inputs: index names outputs
+  kOutputs,  // a stored row holds one input's outputs: index names inputs
+};
+
+struct Product {
+  const bf16* x;
+  int64_t x_stride;
+  int rows;
+  const bf16* weight;
+  int64_t weight_stride;
+  const int32_t* index;
+  int n, k;  // outputs (of a gated pair: half the stored rows), inputs
+  const float* bias;
+  bool activate;
+  Activation activation;
+  void* y;
+  int64_t y_stride;
+  bool y_f32;
+  int tiles, chunks, shares;
+  float* partial;     // [share][2][tile's values]
+  int32_t* counters;  // [tiles] zeros
+};
+
+/// A tile is made of blocks of 64 stored rows; four warps have kBlocks of them, 16 rows of each a
+/// warp. kRows: rows of x, padded. kGated: a warp's first block is the gate's, the second the
+/// matching up's.
+template <int kWarps_, int kBlocks_, int kRows_, Layout kLayout_, bool kGated_>
+struct Shape {
+  static constexpr int kWarps = kWarps_, kThreads = kWarps * 32;
+  static constexpr int kBlocks = kBlocks_, kRows = kRows_;
+  static constexpr Layout kLayout = kLayout_;
+  static constexpr bool kGated = kGated_;
+  static constexpr int kM = kWarps * kBlocks * 16;  // stored rows of a tile
+  static constexpr int kOutputs = kGated ? kM / 2 : kM;
+  static constexpr int kNTiles = kRows / 8;
+  static constexpr int kValues = kBlocks * kNTiles * 4;  // a thread's sums
+  static constexpr int kMatrixBytes = kM * kChunk * 2;
+  static constexpr int kStageBytes = kMatrixBytes + kRows * kChunk * 2;
+  // Few rows: two kernels fit on a multiprocessor, so that the next one fills its ring early.
+  static constexpr int kRingBytes = kRows <= 16 ? 108 << 10 : 200 << 10;
+  static constexpr int kStages = kRingBytes / kStageBytes;
+  static constexpr int kCopies = kMatrixBytes / 16 / kThreads;  // of 16 bytes, a thread's per chunk
+  static_assert(!kGated || (kBlocks == 2 && kLayout == Layout::kInputs));
+};
+
+/// 16 bytes to shared memory, those behind `bytes` zero.
+__device__ __forceinline__ void copy16(uint32_t to, const void* from, int bytes) {
+  asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
+               "r"(bytes)
+               : "memory");
+}
+__device__ __forceinline__ void commit_copies() {
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
+template <int kPending>
+__device__ __forceinline__ void wait_copies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
 
-/// Weights are read once: they leave no trace in L1.
-__device__ inline uint4 load_once(const bf16* p) {
-  uint4 v;
-  asm volatile("ld.global.nc.L1::no_allocate.L2::256B.v4.u32 {%0,%1,%2,%3}, [%4];"
-               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-               : "l"(p));
-  return v;
+/// A place in the line of chunks.
+struct Cursor {
+  int tile, chunk;
+  __device__ Cursor(int at, int chunks) : tile(at / chunks), chunk(at % chunks) {}
+  __device__ void advance(int chunks) {
+    if (++chunk == chunks) {
+      chunk = 0;
+      ++tile;
+    }
+  }
+};
+
+__device__ __forceinline__ int share_begin(const Product& p, int share) {
+  return static_cast<int>(static_cast<int64_t>(p.tiles) * p.chunks * share / p.shares);
+}
+/// The share that holds place `at`.
+__device__ __forceinline__ int share_of(const Product& p, int at) {
+  return static_cast<int>(((static_cast<int64_t>(at) + 1) * p.shares - 1) /
+                          (static_cast<int64_t>(p.tiles) * p.chunks));
 }
 
-__device__ inline float activated(Activation activation, float x) {
-  switch (activation) {
-    case Activation::kRelu:
-      return fmaxf(x, 0.0f);
-    case Activation::kSilu:
-      return x / (1.0f + __expf(-x));
-    case Activation::kGelu:
-      return 0.5f * x * (1.0f + erff(x * 0.70710678118f));
-    case Activation::kGeluTanh:
-      return 0.5f * x * (1.0f + tanhf(0.7978845608f * (x + 0.044715f * x * x * x)));
+/// Requests chunks of the matrix, in the line's order: blocks of 64 outputs by 64 inputs, rows of
+/// 128 bytes (of inputs or of outputs, as they are stored), units of 16 bytes permuted by the row.
+/// A thread copies one column of units.
+template <typename S>
+class MatrixLoader {
+ public:
+  __device__ MatrixLoader(const Product& p, int at)
+      : p_(p),
+        cursor_(at, p.chunks),
+        unit_(threadIdx.x % kUnits),
+        row_(threadIdx.x / kUnits),
+        to_(unit_ / 8 * kBlockBytes + row_ * 128 + ((unit_ % 8 ^ row_ % 8) << 4)) {
+    find_rows();
   }
-  return x;
-}
 
-/// Adds the partial sums of all splits of one tile, in their order, in the block that comes last.
-/// Returns false in the others. `acc` is the thread's own share, kCount values.
-template <int kCount>
-__device__ bool sum_splits(float* acc, float* partial, int32_t* counter, int tile, int split,
-                           int splits) {
-  if (splits == 1) return true;
-  __shared__ bool last;
-  float* base = partial + static_cast<size_t>(tile) * splits * kCount * kThreads;
-  float* mine = base + static_cast<size_t>(split) * kCount * kThreads + threadIdx.x;
+  __device__ void load(uint32_t stage) {
+    const int first = cursor_.chunk * kChunk;  // input
+    if constexpr (S::kLayout == Layout::kInputs) {
+      const int k = first + unit_ * 8, bytes = k < p_.k ? 16 : 0;
+      const bf16* from = p_.weight + (bytes > 0 ? k : 0);
 #pragma unroll
-  for (int i = 0; i < kCount; ++i) __stcg(mine + i * kThreads, acc[i]);
-  __threadfence();
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    last = atomicAdd(counter + tile, 1) == splits - 1;
-    if (last) counter[tile] = 0;
-  }
-  __syncthreads();
-  if (!last) return false;
-  __threadfence();
+      for (int i = 0; i < S::kCopies; ++i)
+        copy16(stage + to_ + i * kPassBytes, from + stored_[i] * p_.weight_stride, bytes);
+    } else {
+      const int n = cursor_.tile * S::kM + unit_ * 8, rows = n < p_.n ? p_.k - first - row_ : 0;
+      const bf16* from = p_.weight + (n < p_.n ? n : 0);
 #pragma unroll
-  for (int i = 0; i < kCount; ++i) acc[i] = 0.0f;
-  for (int s = 0; s < splits; ++s) {
-    const float* other = base + static_cast<size_t>(s) * kCount * kThreads + threadIdx.x;
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) acc[i] += __ldcg(other + i * kThreads);
-  }
-  return true;
-}
-
-/// A warp: kN tiles of 8 outputs, kM tiles of 16 rows. Gated: tile 0 is gate, tile 1 up.
-template <int kM, int kN, bool kGated>
-__global__ void __launch_bounds__(kThreads)
-    skinny_kernel(const SkinnyLaunch p, float* partial, int32_t* counters, int splits) {
-  constexpr int kUnroll = 8 / kN;  // loads in flight: 8 of 16 bytes a lane, twice
-  constexpr int kStep = 32;
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, r = lane / 4, c = lane % 4;
-  const int tile = blockIdx.x, split = blockIdx.y;
-  const int n0 = (tile * kWarps + warp) * (kGated ? 8 : 8 * kN);
-  const int steps = p.k / kStep;
-  const int begin = static_cast<int64_t>(steps) * split / splits;
-  const int end = static_cast<int64_t>(steps) * (split + 1) / splits;
-
-  const bf16* w[kN];
-#pragma unroll
-  for (int t = 0; t < kN; ++t) {
-    const int n = min(n0 + (kGated ? 0 : t * 8) + r, p.n - 1);
-    const int64_t row =
-        (p.index != nullptr ? p.index[n] : n) + (kGated ? static_cast<int64_t>(t) * p.n : 0);
-    w[t] = static_cast<const bf16*>(p.weight) + row * p.k + c * 8;
-  }
-  const bf16* x[2 * kM];
-#pragma unroll
-  for (int m = 0; m < 2 * kM; ++m)
-    x[m] = static_cast<const bf16*>(p.x) + min(m * 8 + r, p.rows - 1) * p.x_stride + c * 8;
-
-  float acc[kM * kN * 4];
-#pragma unroll
-  for (int i = 0; i < kM * kN * 4; ++i) acc[i] = 0.0f;
-  uint4 now[kUnroll][kN], next[kUnroll][kN];
-  const auto fetch = [&](uint4(&to)[kUnroll][kN], int step) {
-#pragma unroll
-    for (int u = 0; u < kUnroll; ++u) {
-#pragma unroll
-      for (int t = 0; t < kN; ++t)
-        to[u][t] = step + u < end ? load_once(w[t] + (step + u) * kStep) : make_uint4(0, 0, 0, 0);
+      for (int i = 0; i < S::kCopies; ++i)
+        copy16(stage + to_ + i * kPassBytes, from + stored_[i] * p_.weight_stride,
+               i * kPass < rows ? 16 : 0);
     }
-  };
-  fetch(now, begin);
-  for (int step = begin; step < end; step += kUnroll) {
-    fetch(next, step + kUnroll);
-#pragma unroll
-    for (int u = 0; u < kUnroll; ++u) {
-      const int at = min(step + u, steps - 1) * kStep;
-#pragma unroll
-      for (int m = 0; m < kM; ++m) {
-        const uint4 lo = *reinterpret_cast<const uint4*>(x[2 * m] + at);
-        const uint4 hi = *reinterpret_cast<const uint4*>(x[2 * m + 1] + at);
-#pragma unroll
-        for (int t = 0; t < kN; ++t) {
-          float(&d)[4] = *reinterpret_cast<float(*)[4]>(acc + (m * kN + t) * 4);
-          mma(d, lo.x, hi.x, lo.y, hi.y, now[u][t].x, now[u][t].y);
-          mma(d, lo.z, hi.z, lo.w, hi.w, now[u][t].z, now[u][t].w);
-        }
-      }
-    }
-#pragma unroll
-    for (int u = 0; u < kUnroll; ++u) {
-#pragma unroll
-      for (int t = 0; t < kN; ++t) now[u][t] = next[u][t];
-    }
+    const int tile = cursor_.tile;
+    cursor_.advance(p_.chunks);
+    if (S::kLayout == Layout::kOutputs || cursor_.tile != tile) find_rows();
   }
-  if (!sum_splits<kM * kN * 4>(acc, partial, counters, tile, split, splits)) return;
 
-#pragma unroll
-  for (int m = 0; m < kM; ++m) {
-#pragma unroll
-    for (int t = 0; t < (kGated ? 1 : kN); ++t) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int n = n0 + t * 8 + 2 * c + i % 2, row = m * 16 + r + i / 2 * 8;
-        if (n >= p.n || row >= p.rows) continue;
-        const int stored = p.index != nullptr ? p.index[n] : n;
-        float v = acc[(m * kN + t) * 4 + i];
-        if (p.bias != nullptr) v += p.bias[stored];
-        if (p.activate) v = activated(p.activation, v);
-        if constexpr (kGated) {
-          float up = acc[(m * kN + 1) * 4 + i];
-          if (p.bias != nullptr) up += p.bias[stored + p.n];
-          v *= up;
-        }
-        const int64_t to = row * p.y_stride + n;
-        if (p.y_f32) {
-          static_cast<float*>(p.y)[to] = v;
-        } else {
-          static_cast<bf16*>(p.y)[to] = __float2bfloat16(v);
-        }
-      }
-    }
-  }
-}
+ private:
+  static constexpr int kUnits = S::kLayout == Layout::kInputs ? kChunk / 8 : S::kM / 8;
+  static constexpr int kPass = S::kThreads / kUnits, kPassBytes = kPass * 128;
+  static_assert(kPass % 8 == 0);
 
-/// A warp: 64 outputs, kM tiles of 16 rows, every (kWarps / kGroups)th step of 32 neurons; the
-/// warps of a block cover kGroups groups of 64 outputs and add up over their neurons in shared
-/// memory.
-template <int kM, int kGroups>
-__global__ void __launch_bounds__(kThreads)
-    gather_down_kernel(const GatherDownLaunch p, float* partial, int32_t* counters, int splits) {
-  extern __shared__ float shared[];  // [kWarps / 2][kCount][32]
-  constexpr int kSide = kWarps / kGroups;
-  constexpr int kCount = kM * 8 * 4;
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, r = lane / 4, c = lane % 4;
-  const int group = warp / kSide, side = warp % kSide;
-  const int h0 = (blockIdx.x * kGroups + group) * 64;
-  const int h = h0 + 8 * r;
-  const int steps = (p.count + 31) / 32;
-  const int begin = static_cast<int64_t>(steps) * blockIdx.y / splits;
-  const int end = static_cast<int64_t>(steps) * (blockIdx.y + 1) / splits;
-  const auto* weight = static_cast<const bf16*>(p.weight) + min(h, p.outputs - 8);
-  const bf16* a[2 * kM];
+  /// Which stored rows this thread copies: of a tile, or of a chunk (then one chunk ahead, since
+  /// the index must be there first).
+  __device__ void find_rows() {
+    if (cursor_.tile >= p_.tiles) return;
 #pragma unroll
-  for (int m = 0; m < 2 * kM; ++m)
-    a[m] = static_cast<const bf16*>(p.a) + min(m * 8 + r, p.rows - 1) * p.a_stride;
-
-  float acc[kCount];
-#pragma unroll
-  for (int i = 0; i < kCount; ++i) acc[i] = 0.0f;
-  for (int step = begin + side; step < end; step += kSide) {
-    const int j0 = step * 32 + 8 * c;
-    uint4 rows[8];
-#pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      const int j = min(j0 + i, p.count - 1);
-      const int64_t stored = p.index != nullptr ? p.index[j] : j;
-      rows[i] = load_once(weight + stored * p.outputs);
-    }
-    uint4 left[2 * kM];
-    const bool whole = j0 + 8 <= p.count && (p.a_stride & 7) == 0;
-#pragma unroll
-    for (int m = 0; m < 2 * kM; ++m) {
-      if (whole) {
-        left[m] = *reinterpret_cast<const uint4*>(a[m] + j0);
+    for (int i = 0; i < S::kCopies; ++i) {
+      const int row = row_ + i * kPass;
+      if constexpr (S::kLayout == Layout::kInputs) {
+        const int inside = S::kGated ? row / 128 * 64 + row % 64 : row,
+                  n = min(cursor_.tile * S::kOutputs + inside, p_.n - 1);
+        stored_[i] = p_.index != nullptr ? p_.index[n] : n;
+        if (S::kGated && row % 128 >= 64) stored_[i] += p_.n;
       } else {
-        uint32_t words[4];
+        const int k = min(cursor_.chunk * kChunk + row, p_.k - 1);
+        stored_[i] = p_.index != nullptr ? p_.index[k] : k;
+      }
+    }
+  }
+
+  const Product& p_;
+  Cursor cursor_;
+  int unit_, row_, to_;
+  int32_t stored_[S::kCopies];
+};
+
+template <typename S>
+__device__ __forceinline__ void load_x(const Product& p, int chunk, uint32_t stage) {
+  constexpr int kUnits = S::kRows * 8;
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const auto at = [&](int j) -> uint32_t {
-            return j < p.count ? reinterpret_cast<const uint16_t*>(a[m])[j] : 0u;
-          };
-          words[i] = at(j0 + 2 * i) | at(j0 + 2 * i + 1) << 16;
+  for (int i = 0; i < (kUnits + S::kThreads - 1) / S::kThreads; ++i) {
+    const int at = threadIdx.x + i * S::kThreads, row = at / 8, unit = at % 8;
+    if (kUnits % S::kThreads != 0 && at >= kUnits) break;
+    const int k = chunk * kChunk + unit * 8;
+    const int bytes = row < p.rows ? min(max(p.k - k, 0), 8) * 2 : 0;
+    copy16(stage + S::kMatrixBytes + row * 128 + ((unit ^ (row % 8)) << 4),
+           p.x + (bytes > 0 ? row * p.x_stride + k : 0), bytes);
+  }
+}
+
+#ifdef POLAR_WGMMA
+template <typename S>
+__device__ __forceinline__ void multiply(uint32_t stage, float (&sums)[S::kBlocks][S::kNTiles][4]) {
+  constexpr bool kTransposed = S::kLayout == Layout::kOutputs;
+  constexpr int kStepBytes = kTransposed ? 16 * 128 : 16 * 2;
+  const uint32_t first = stage + threadIdx.x / 128 * S::kBlocks * kBlockBytes;
+  wgmma_begin();
+#pragma unroll
+  for (int step = 0; step < kChunk / 16; ++step) {
+    const uint64_t x = wgmma_matrix(stage + S::kMatrixBytes + step * 32);
+#pragma unroll
+    for (int block = 0; block < S::kBlocks; ++block)
+      wgmma<kTransposed>(sums[block], wgmma_matrix(first + block * kBlockBytes + step * kStepBytes),
+                         x);
+  }
+  wgmma_end();
+}
+#else
+template <typename S>
+__device__ __forceinline__ void multiply(uint32_t stage, float (&sums)[S::kBlocks][S::kNTiles][4]) {
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, eighth = lane / 8;
+  // Where this lane's row of each matrix begins at step 0.
+  uint32_t from = stage + warp / 4 * S::kBlocks * kBlockBytes;
+  if constexpr (S::kLayout == Layout::kInputs) {
+    from += (warp % 4 * 16 + lane % 16) * 128 + ((lane / 16 ^ lane % 8) << 4);
+  } else {
+    from += (lane % 8 + eighth / 2 * 8) * 128 + (((warp % 4 * 2 | eighth % 2) ^ lane % 8) << 4);
+  }
+  const uint32_t x =
+      stage + S::kMatrixBytes + (lane % 8 + (S::kRows == 8 ? 0 : eighth / 2 * 8)) * 128;
+#pragma unroll
+  for (int step = 0; step < kChunk / 16; ++step) {
+    uint32_t a[S::kBlocks][4];
+#pragma unroll
+    for (int block = 0; block < S::kBlocks; ++block) {
+      if constexpr (S::kLayout == Layout::kInputs) {
+        ldmatrix(a[block], (from ^ (step << 5)) + block * kBlockBytes);
+      } else {
+        ldmatrix_transposed(a[block], from + step * 16 * 128 + block * kBlockBytes);
+      }
+    }
+    if constexpr (S::kRows == 8) {
+      // One ldmatrix serves two steps.
+      uint32_t b[4];
+      ldmatrix(b, x + (((step / 2 * 4 | eighth) ^ lane % 8) << 4));
+#pragma unroll
+      for (int block = 0; block < S::kBlocks; ++block)
+        mma<bf16>(sums[block][0], a[block], b[step % 2 * 2], b[step % 2 * 2 + 1]);
+    } else {
+#pragma unroll
+      for (int pair = 0; pair < S::kNTiles / 2; ++pair) {
+        uint32_t b[4];
+        ldmatrix(b, x + pair * 16 * 128 + (((step * 2 | eighth % 2) ^ lane % 8) << 4));
+#pragma unroll
+        for (int block = 0; block < S::kBlocks; ++block) {
+          mma<bf16>(sums[block][2 * pair], a[block], b[0], b[1]);
+          mma<bf16>(sums[block][2 * pair + 1], a[block], b[2], b[3]);
         }
-        left[m] = make_uint4(words[0], words[1], words[2], words[3]);
       }
-    }
-#pragma unroll
-    for (int t = 0; t < 8; ++t) {
-      const uint32_t select = t % 2 == 0 ? 0x5410 : 0x7632;
-      const auto word = [&](const uint4& v) {
-        return t / 2 == 0 ? v.x : t / 2 == 1 ? v.y : t / 2 == 2 ? v.z : v.w;
-      };
-      const uint32_t b0 = __byte_perm(word(rows[0]), word(rows[1]), select);
-      const uint32_t b1 = __byte_perm(word(rows[2]), word(rows[3]), select);
-      const uint32_t b2 = __byte_perm(word(rows[4]), word(rows[5]), select);
-      const uint32_t b3 = __byte_perm(word(rows[6]), word(rows[7]), select);
-#pragma unroll
-      for (int m = 0; m < kM; ++m) {
-        float(&d)[4] = *reinterpret_cast<float(*)[4]>(acc + (m * 8 + t) * 4);
-        const uint4 lo = left[2 * m], hi = left[2 * m + 1];
-        mma(d, lo.x, hi.x, lo.y, hi.y, b0, b1);
-        mma(d, lo.z, hi.z, lo.w, hi.w, b2, b3);
-      }
-    }
-  }
-
-  // The upper half of the sides hands its sums to the lower half, until one is left.
-#pragma unroll
-  for (int half = kSide / 2; half > 0; half /= 2) {
-    float* slot =
-        shared + static_cast<size_t>(group * (kSide / 2) + side % half) * kCount * 32 + lane;
-    __syncthreads();
-    if (side >= half && side < 2 * half) {
-#pragma unroll
-      for (int i = 0; i < kCount; ++i) slot[i * 32] = acc[i];
-    }
-    __syncthreads();
-    if (side < half) {
-#pragma unroll
-      for (int i = 0; i < kCount; ++i) acc[i] += slot[i * 32];
-    }
-  }
-  if (splits > 1) {
-    __shared__ bool last;
-    float* base = partial + static_cast<size_t>(blockIdx.x) * splits * kCount * 32 * kGroups;
-    const size_t each = static_cast<size_t>(kCount) * 32 * kGroups;
-    const size_t own = static_cast<size_t>(group) * kCount * 32 + lane;
-    if (side == 0) {
-#pragma unroll
-      for (int i = 0; i < kCount; ++i) __stcg(base + blockIdx.y * each + own + i * 32, acc[i]);
-    }
-    __threadfence();
-    __syncthreads();
-    if (threadIdx.x == 0) {
-      last = atomicAdd(counters + blockIdx.x, 1) == splits - 1;
-      if (last) counters[blockIdx.x] = 0;
-    }
-    __syncthreads();
-    if (!last) return;
-    __threadfence();
-    if (side == 0) {
-#pragma unroll
-      for (int i = 0; i < kCount; ++i) acc[i] = 0.0f;
-      for (int s = 0; s < splits; ++s) {
-#pragma unroll
-        for (int i = 0; i < kCount; ++i) acc[i] += __ldcg(base + s * each + own + i * 32);
-      }
-    }
-  }
-  if (side != 0) return;
-    // d[0], d[1]: row r, product columns 2c, 2c + 1, that is outputs 8 (2c) + t and 8 (2c + 1) + t.
-#pragma unroll
-  for (int m = 0; m < kM; ++m) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int row = m * 16 + r + i / 2 * 8, to = h0 + 8 * (2 * c + i % 2);
-      if (row >= p.rows || to >= p.outputs) continue;
-      uint32_t words[4];
-#pragma unroll
-      for (int t = 0; t < 8; t += 2) {
-        float u = acc[(m * 8 + t) * 4 + i], v = acc[(m * 8 + t + 1) * 4 + i];
-        if (p.bias != nullptr) {
-          u += p.bias[to + t];
-          v += p.bias[to + t + 1];
-        }
-        const __nv_bfloat162 pair = __floats2bfloat162_rn(u, v);
-        words[t / 2] = *reinterpret_cast<const uint32_t*>(&pair);
-      }
-      *reinterpret_cast<uint4*>(static_cast<bf16*>(p.y) + static_cast<int64_t>(row) * p.outputs +
-                                to) = make_uint4(words[0], words[1], words[2], words[3]);
     }
   }
 }
+#endif
 
-/// Splits of the reduced dimension: enough blocks for all multiprocessors, whole waves preferred.
-int choose_splits(int tiles, int steps, int processors, int resident, int least_steps,
-                  size_t partial_bytes, size_t workspace_bytes) {
-  int best = 1;
-  double best_time = 1e30;
-  for (int splits = 1; splits <= 32 && (splits == 1 || steps / splits >= least_steps); ++splits) {
-    if (splits > 1 && partial_bytes * splits > workspace_bytes) break;
-    const int blocks = tiles * splits;
-    const int slots = processors * resident;
-    const double waves =
-        blocks <= slots ? static_cast<double>((blocks + processors - 1) / processors) / resident
-                        : static_cast<double>((blocks + slots - 1) / slots);
-    // A multiprocessor with few blocks has little in flight; each split costs its share of
-    // partials.
-    const double filled = blocks < slots ? 0.5 + 0.5 * blocks / slots : 1.0;
-    const double time =
-        waves * (static_cast<double>(steps) / splits + 6) / filled * (1 + 0.02 * splits);
-    if (time < best_time) {
-      best_time = time;
-      best = splits;
-    }
+/// Where a thread's sum i stands: output of the tile, row of x. Of a gated pair i names the gate's.
+template <typename S>
+struct Place {
+  int n, row;
+  __device__ Place(int tile, int i) {
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, block = i / (S::kNTiles * 4);
+    n = tile * S::kOutputs + (warp / 4 * (S::kGated ? 1 : S::kBlocks) + block) * 64 +
+        warp % 4 * 16 + lane / 4 + i % 4 / 2 * 8;
+    row = i / 4 % S::kNTiles * 8 + lane % 4 * 2 + i % 2;
   }
-  return best;
+};
+
+template <typename S>
+__device__ __forceinline__ void store(const Product& p, int tile, int i, float v, float up) {
+  const Place<S> place(tile, i);
+  if (place.n >= p.n || place.row >= p.rows) return;
+  if (p.bias != nullptr) {
+    const bool gathered = S::kLayout == Layout::kInputs && p.index != nullptr;
+    const int stored = gathered ? p.index[place.n] : place.n;
+    v += p.bias[stored];
+    if (S::kGated) up += p.bias[stored + p.n];
+  }
+  if (p.activate) v = activated(p.activation, v);
+  if (S::kGated) v *= up;
+  const int64_t to = place.row * p.y_stride + place.n;
+  if (p.y_f32) {
+    static_cast<float*>(p.y)[to] = v;
+  } else {
+    static_cast<bf16*>(p.y)[to] = __float2bfloat16(v);
+  }
 }
 
-template <int kM, int kN, bool kGated>
-void launch_skinny_instance(const SkinnyLaunch& args, void* workspace, size_t workspace_bytes,
-                            int32_t* counters, int processors, cudaStream_t stream) {
-  const auto kernel = skinny_kernel<kM, kN, kGated>;
-  static const int resident = [&] {
-    int blocks = 1;
-    POLAR_CUDA(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, kThreads, 0));
-    return blocks;
+template <typename S>
+__device__ __forceinline__ float* slot(const Product& p, int share, bool head) {
+  return p.partial + (static_cast<size_t>(share) * 2 + head) * S::kValues * S::kThreads +
+         threadIdx.x;
+}
+
+/// Leaves this share's sums of a tile that lies in several shares where the others look for them.
+template <typename S>
+__device__ __forceinline__ void leave(const Product& p, bool head, const float* sums) {
+  float* mine = slot<S>(p, blockIdx.x, head);
+#pragma unroll
+  for (int i = 0; i < S::kValues; ++i) __stcg(mine + i * S::kThreads, sums[i]);
+}
+
+/// Adds up this share's part of a tile's values, in the order of the shares, once all have left
+/// theirs: shares run side by side, so nobody waits for one that has not begun.
+template <typename S>
+__device__ void add_up(const Product& p, int tile) {
+  const int first = share_of(p, tile * p.chunks), last = share_of(p, (tile + 1) * p.chunks - 1);
+  const int shares = last - first + 1, mine = static_cast<int>(blockIdx.x) - first;
+  constexpr int kStored = S::kGated ? S::kValues / 2 : S::kValues;
+  constexpr int kAtOnce = S::kRows <= 16 ? 1 : 4;  // there are few values of few rows
+  constexpr int kUnroll = 16 / kAtOnce;
+  const int begin = kStored * mine / shares, end = kStored * (mine + 1) / shares;
+  volatile int32_t* counter = p.counters + tile;
+  while (*counter < shares) {
+  }
+  __threadfence();
+  for (int i = begin; i < end; i += kAtOnce) {
+    float v[kAtOnce] = {}, up[kAtOnce] = {};
+#pragma unroll(kUnroll)
+    for (int share = first; share <= last; ++share) {
+      const float* part = slot<S>(p, share, share == first);
+#pragma unroll
+      for (int j = 0; j < kAtOnce; ++j) {
+        const int at = min(i + j, end - 1);
+        v[j] += __ldcg(part + at * S::kThreads);
+        if (S::kGated) up[j] += __ldcg(part + (at + kStored) * S::kThreads);
+      }
+    }
+#pragma unroll
+    for (int j = 0; j < kAtOnce; ++j)
+      if (i + j < end) store<S>(p, tile, i + j, v[j], up[j]);
+  }
+  __syncthreads();
+  if (threadIdx.x == 0 && atomicAdd(p.counters + tile, 1) == 2 * shares - 1) *counter = 0;
+}
+
+template <typename S>
+__global__ void __launch_bounds__(S::kThreads) product_kernel(const __grid_constant__ Product p) {
+  extern __shared__ __align__(1024) std::byte ring[];
+  const uint32_t base = shared_address(ring);
+  const int begin = share_begin(p, blockIdx.x), end = share_begin(p, blockIdx.x + 1);
+  let_next_begin();
+  if (p.index != nullptr) wait_for_previous();
+  MatrixLoader<S> matrix(p, begin);
+  Cursor x_cursor(begin, p.chunks);
+  constexpr int kAhead = S::kStages - 1;
+#pragma unroll 1
+  for (int i = 0; i < kAhead && begin + i < end; ++i) matrix.load(base + i * S::kStageBytes);
+  if (p.index == nullptr) wait_for_previous();
+#pragma unroll 1
+  for (int i = 0; i < kAhead; ++i) {
+    if (begin + i < end) load_x<S>(p, x_cursor.chunk, base + i * S::kStageBytes);
+    x_cursor.advance(p.chunks);
+    commit_copies();
+  }
+
+  int stage = 0, refill = kAhead, cuts = 0, cut[2];  // tiles that other shares have parts of
+#pragma unroll 1
+  for (int at = begin; at < end;) {
+    const int tile = at / p.chunks, tile_end = min(end, (tile + 1) * p.chunks);
+    float sums[S::kBlocks][S::kNTiles][4] = {};
+#pragma unroll 1
+    for (; at < tile_end; ++at) {
+      wait_copies<kAhead - 1>();
+#ifdef POLAR_WGMMA
+      wgmma_sees_copies();
+#endif
+      __syncthreads();  // this stage is there for all; the one before is free
+      if (at + kAhead < end) {
+        matrix.load(base + refill * S::kStageBytes);
+        load_x<S>(p, x_cursor.chunk, base + refill * S::kStageBytes);
+      }
+      x_cursor.advance(p.chunks);
+      commit_copies();
+      multiply<S>(base + stage * S::kStageBytes, sums);
+      stage = stage + 1 == S::kStages ? 0 : stage + 1;
+      refill = refill + 1 == S::kStages ? 0 : refill + 1;
+    }
+    const float* flat = &sums[0][0][0];
+    const int first = share_of(p, tile * p.chunks), last = share_of(p, (tile + 1) * p.chunks - 1);
+    if (first == last) {
+#pragma unroll
+      for (int i = 0; i < (S::kGated ? S::kValues / 2 : S::kValues); ++i)
+        store<S>(p, tile, i, flat[i], S::kGated ? flat[i + S::kValues / 2] : 0.0f);
+    } else {
+      leave<S>(p, static_cast<int>(blockIdx.x) == first, flat);
+      cut[cuts++] = tile;
+    }
+  }
+  wait_copies<0>();
+  if (cuts == 0) return;
+  __threadfence();
+  __syncthreads();
+  if (static_cast<int>(threadIdx.x) < cuts) atomicAdd(p.counters + cut[threadIdx.x], 1);
+  add_up<S>(p, cut[0]);
+  if (cuts > 1) add_up<S>(p, cut[1]);
+}
+
+template <typename S>
+void launch_shape(Product p, const ProductWorkspace& workspace, cudaStream_t stream) {
+  constexpr int kShared = S::kStages * S::kStageBytes;
+  static const bool once = [] {
+    POLAR_CUDA(cudaFuncSetAttribute(product_kernel<S>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                    kShared));
+    return true;
   }();
-  const int outputs = kWarps * (kGated ? 8 : 8 * kN);
-  const int tiles = (args.n + outputs - 1) / outputs;
-  const size_t partial = static_cast<size_t>(tiles) * kM * kN * 4 * kThreads * sizeof(float);
-  const int splits = tiles > kSplitCounters ? 1
-                                            : choose_splits(tiles, args.k / 32, processors,
-                                                            resident, 8, partial, workspace_bytes);
-  kernel<<<dim3(tiles, splits), kThreads, 0, stream>>>(args, static_cast<float*>(workspace),
-                                                       counters, splits);
+  (void)once;
+  p.tiles = (p.n + S::kOutputs - 1) / S::kOutputs;
+  p.chunks = (p.k + kChunk - 1) / kChunk;
+  POLAR_CHECK(p.tiles <= kSplitCounters);
+  const int64_t work = static_cast<int64_t>(p.tiles) * p.chunks;
+  p.shares = static_cast<int>(std::clamp<int64_t>(work / 2, 1, workspace.processors));
+  p.partial = static_cast<float*>(workspace.partial);
+  p.counters = workspace.counters;
+  const size_t wanted = size_t{8} * p.shares * S::kValues * S::kThreads;
+  POLAR_CHECK(wanted <= workspace.bytes);
+  POLAR_CUDA(launch_early(product_kernel<S>, dim3(p.shares), S::kThreads, kShared, stream, p));
 }
 
-template <int kM, int kGroups>
-void launch_down_instance(const GatherDownLaunch& args, void* workspace, size_t workspace_bytes,
-                          int32_t* counters, int processors, cudaStream_t stream) {
-  const auto kernel = gather_down_kernel<kM, kGroups>;
-  constexpr int kShared = kWarps / 2 * kM * 32 * 32 * 4;
-  static const int resident = [&] {
-    POLAR_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared));
-    int blocks = 1;
-    POLAR_CUDA(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, kThreads, kShared));
-    return blocks;
-  }();
-  const int tiles = (args.outputs + 64 * kGroups - 1) / (64 * kGroups);
-  const size_t partial = static_cast<size_t>(tiles) * kM * 32 * 32 * kGroups * sizeof(float);
-  const int splits = choose_splits(tiles, (args.count + 31) / 32 / (kWarps / kGroups) + 1,
-                                   processors, resident, 2, partial, workspace_bytes);
-  kernel<<<dim3(tiles, splits), kThreads, kShared, stream>>>(args, static_cast<float*>(workspace),
-                                                             counters, splits);
+/// Tiles of 256 outputs where shares are long, else of 128: their sums are what is handed on.
+template <int kRows, Layout kLayout, bool kGated>
+void launch_rows(const Product& p, const ProductWorkspace& workspace, cudaStream_t stream) {
+  constexpr int kLongShare = 12;
+  const int64_t work = static_cast<int64_t>(p.n / (kGated ? 128 : 256)) * (p.k / kChunk);
+  if constexpr (kGated) {
+    launch_shape<Shape<8, 2, kRows, kLayout, true>>(p, workspace, stream);
+  } else if (work >= static_cast<int64_t>(kLongShare) * workspace.processors) {
+    launch_shape<Shape<16, 1, kRows, kLayout, false>>(p, workspace, stream);
+  } else {
+    launch_shape<Shape<8, 1, kRows, kLayout, false>>(p, workspace, stream);
+  }
+}
+
+template <Layout kLayout, bool kGated>
+void launch(const Product& p, const ProductWorkspace& workspace, cudaStream_t stream) {
+  POLAR_CHECK(p.rows > 0 && p.rows <= kMostSkinnyRows && p.n > 0 && p.k > 0);
+  POLAR_CHECK(p.x_stride % 8 == 0 && p.weight_stride % 8 == 0);
+  if (p.rows <= 8) return launch_rows<8, kLayout, kGated>(p, workspace, stream);
+  if (p.rows <= 16) return launch_rows<16, kLayout, kGated>(p, workspace, stream);
+  if (p.rows <= 32) return launch_rows<32, kLayout, kGated>(p, workspace, stream);
+  return launch_rows<64, kLayout, kGated>(p, workspace, stream);
 }
 
 }  // namespace
 
-void launch_skinny(const SkinnyLaunch& args, void* workspace, size_t workspace_bytes,
-                   int32_t* counters, int processors, cudaStream_t stream) {
-  POLAR_CHECK(args.k % 32 == 0 && args.rows > 0 && args.rows <= 64 && args.n > 0);
-  const auto run = [&]<int kM, int kN, bool kGated>() {
-    launch_skinny_instance<kM, kN, kGated>(args, workspace, workspace_bytes, counters, processors,
-                                           stream);
-  };
-  if (args.gated) {
-    if (args.rows <= 16) return run.template operator()<1, 2, true>();
-    if (args.rows <= 32) return run.template operator()<2, 2, true>();
-    return run.template operator()<4, 2, true>();
-  }
-  if (args.rows <= 16) return run.template operator()<1, 1, false>();
-  if (args.rows <= 32) return run.template operator()<2, 2, false>();
-  return run.template operator()<4, 4, false>();
+void launch_skinny(const SkinnyLaunch& args, const ProductWorkspace& workspace,
+                   cudaStream_t stream) {
+  POLAR_CHECK(args.k % 8 == 0);
+  const Product p{static_cast<const bf16*>(args.x),
+                  args.x_stride,
+                  args.rows,
+                  static_cast<const bf16*>(args.weight),
+                  args.k,
+                  args.index,
+                  args.n,
+                  args.k,
+                  args.bias,
+                  args.activate,
+                  args.activation,
+                  args.y,
+                  args.y_stride,
+                  args.y_f32,
+                  0,
+                  0,
+                  0,
+                  nullptr,
+                  nullptr};
+  args.gated ? launch<Layout::kInputs, true>(p, workspace, stream)
+             : launch<Layout::kInputs, false>(p, workspace, stream);
 }
 
-void launch_gather_down(const GatherDownLaunch& args, void* workspace, size_t workspace_bytes,
-                        int32_t* counters, int processors, cudaStream_t stream) {
-  POLAR_CHECK(args.outputs % 8 == 0 && args.rows > 0 && args.rows <= 64 && args.count > 0);
-  const auto run = [&]<int kM, int kGroups>() {
-    launch_down_instance<kM, kGroups>(args, workspace, workspace_bytes, counters, processors,
-                                      stream);
-  };
-  if (args.rows <= 16) return run.template operator()<1, 1>();
-  if (args.rows <= 32) return run.template operator()<2, 1>();
-  return run.template operator()<4, 2>();
+void launch_gather_down(const GatherDownLaunch& args, const ProductWorkspace& workspace,
+                        cudaStream_t stream) {
+  POLAR_CHECK(args.outputs % 8 == 0);
+  const Product p{static_cast<const bf16*>(args.a),
+                  args.a_stride,
+                  args.rows,
+                  static_cast<const bf16*>(args.weight),
+                  args.outputs,
+                  args.index,
+                  args.outputs,
+                  args.count,
+                  args.bias,
+                  false,
+                  Activation::kRelu,
+                  args.y,
+                  args.outputs,
+                  false,
+                  0,
+                  0,
+                  0,
+                  nullptr,
+                  nullptr};
+  launch<Layout::kOutputs, false>(p, workspace, stream);
 }
 
 }  // namespace polar::backend::cuda

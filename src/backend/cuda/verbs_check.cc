@@ -362,6 +362,26 @@ void check_replay(Device& device) {
   }
 }
 
+/// A traced step: its nodes are told apart by verb, and it computes what an untraced one does.
+void check_trace(Device& device) {
+  const auto x = random_values(3 * 256, 60), w = random_values(256 * 256, 61);
+  const auto bits = narrowed(w);
+  const auto matrix_w = weight(device, bits, 256, 256);
+  const Buffer dx = activations(device, x), plain = poisoned(device, 3 * 256),
+               traced = poisoned(device, 3 * 256);
+  const auto step = [&](const Buffer& y) {
+    for (int i = 0; i < 2; ++i)
+      device.ops().linear({matrix(dx, 3, 256), matrix_w.get(), nullptr, matrix(y, 3, 256)});
+  };
+  step(plain);
+  const auto costs = device.trace([&] { step(traced); });
+  expect("a traced step's verbs", costs.size() == 1 && costs[0].verb == "linear" &&
+                                      costs[0].calls == 2 && costs[0].nodes >= 2 &&
+                                      costs[0].seconds > 0);
+  expect("a traced step's values",
+         from_device(device, plain, 3 * 256) == from_device(device, traced, 3 * 256));
+}
+
 }  // namespace
 
 int main() {
@@ -393,7 +413,9 @@ int main() {
     check_attention(device, **cpu, 8, 2, 128, type, true);
   }
   check_attention(device, **cpu, 3, 1, 72, DType::kBF16, false);
+  check_products(device);
   check_plans(device, **cpu);
+  check_trace(device);
   check_sample(device, **cpu, 1000);
   check_sample(device, **cpu, 50272);
   check_distribution(device);

@@ -123,5 +123,7 @@ class StepRows {
 
 /// The plan verb beside the CPU's (plan_verb_check.cc).
 void check_plans(Device& gpu, Device& cpu);
+/// The products of few rows (products_check.cc).
+void check_products(Device& device);
 
 }  // namespace polar::backend::check
