@@ -107,9 +107,9 @@ Result<Sparse> random_units(const study::Policy& policy, backend::Device& device
 
 /// What choosing neurons costs on this machine, and says so: where it pays, routed neurons are
 /// used.
-Result<std::shared_ptr<const study::MlpCost>> measure_mlps(backend::Device& device,
+Result<std::shared_ptr<const model::MlpCost>> measure_mlps(backend::Device& device,
                                                            const model::Weights& weights) {
-  POLAR_ASSIGN(study::MlpCost cost, study::MlpCost::measure(device, weights));
+  POLAR_ASSIGN(model::MlpCost cost, model::MlpCost::measure(device, weights));
   for (const auto& sample : cost.samples()) {
     const double most = (sample.dense_seconds - sample.fixed_seconds) / sample.seconds_per_neuron;
     fmt::print(stderr,
@@ -119,7 +119,7 @@ Result<std::shared_ptr<const study::MlpCost>> measure_mlps(backend::Device& devi
                sample.seconds_per_neuron * 1e6,
                std::clamp(most / weights.config.ffn, 0.0, 1.0) * 100);
   }
-  return std::make_shared<const study::MlpCost>(std::move(cost));
+  return std::make_shared<const model::MlpCost>(std::move(cost));
 }
 
 Result<int> bench(const BenchFlags& flags) {
@@ -138,7 +138,10 @@ Result<int> bench(const BenchFlags& flags) {
   options.kv_dtype = kv_dtype(flags.model, *device);
   std::unique_ptr<model::ModelFile> file;
   POLAR_ASSIGN(const model::Weights weights, load(flags, *device, file));
-  if (policy.neurons == study::NeuronChoice::kRouted) {
+  const bool by_point = policy.neurons == study::NeuronChoice::kByPoint &&
+                        !flags.model.profile.empty() &&
+                        model::check_chooses_neurons(weights.config, "").ok();
+  if (by_point || policy.neurons == study::NeuronChoice::kRouted) {
     POLAR_ASSIGN(policy.mlp_cost, measure_mlps(*device, weights));
   }
   POLAR_ASSIGN(const Sparse sparse,

@@ -68,9 +68,11 @@ Result<int> train(CalibrateFlags& flags, backend::Device& device, const model::M
     POLAR_RETURN_IF_ERROR(sparsity::write_profile(flags.out, profile));
   }
   Rows rows;
-  for (size_t i = 0; i < trained.union_share.size(); ++i) {
-    rows.push_back({{"batch", trained.routers.batches[i]},
-                    {"union_share", trained.union_share[i]},
+  for (size_t i = 0; i < trained.computed_share.size(); ++i) {
+    const size_t size = i % trained.union_share.size();
+    rows.push_back({{"recall", trained.routers.recalls[i / trained.union_share.size()]},
+                    {"batch", trained.routers.batches[size]},
+                    {"union_share", trained.union_share[size]},
                     {"neuron_share", trained.computed_share[i]}});
   }
   fmt::print("{}", print_rows(rows, flags.format, 4));
@@ -237,7 +239,10 @@ void add_calibrate(CLI::App& app, Run& run) {
                    "Share of a layer's heads that a label calls positive")
       ->check(CLI::Range(0.01, 1.0))
       ->capture_default_str();
-  command->add_option("--recall", flags->router.recall, "Share of the active neurons to find")
+  command
+      ->add_option("--recall", flags->router.recalls,
+                   "Shares of the active neurons to find, ascending; profiles choose among them")
+      ->delimiter(',')
       ->check(CLI::Range(0.5, 1.0))
       ->capture_default_str();
   add_format_flag(*command, flags->format);

@@ -55,8 +55,13 @@ void add_policy_flags(CLI::App& command, PolicyFlags& flags) {
   command
       .add_option("--neurons", flags.neurons,
                   "Neurons of a ReLU model's MLPs that a step computes: off (all), oracle (those "
-                  "that some row activates) or routed (by the profile's routers)")
-      ->check(CLI::IsMember({"off", "oracle", "routed"}))
+                  "that some row activates) or routed (by the profile's routers); default: what "
+                  "the profile's point says")
+      ->check(CLI::IsMember({"off", "oracle", "routed"}));
+  command
+      .add_option("--recall", flags.values.recall,
+                  "Share of the truly active neurons that --neurons routed aims for")
+      ->check(CLI::Range(0.5, 1.0))
       ->capture_default_str();
   command.add_option("--seed", flags.values.seed, "Seed of whatever is random")
       ->capture_default_str();
@@ -73,7 +78,8 @@ Result<study::Policy> read_policy(const PolicyFlags& flags) {
                                            : study::PolicyKind::kDense;
   policy.neurons = flags.neurons == "oracle"   ? study::NeuronChoice::kOracle
                    : flags.neurons == "routed" ? study::NeuronChoice::kRouted
-                                               : study::NeuronChoice::kOff;
+                   : flags.neurons == "off"    ? study::NeuronChoice::kOff
+                                               : study::NeuronChoice::kByPoint;
   policy.page_score = flags.page_score == "mean"    ? backend::PageScore::kMean
                       : flags.page_score == "codes" ? backend::PageScore::kCodes
                                                     : backend::PageScore::kMass;
@@ -113,7 +119,11 @@ Result<Sparse> make_attention(const ModelFlags& flags, const study::Policy& poli
       POLAR_ASSIGN(const int point, sparsity::find_point(profile, flags.profile, flags.point));
       sparse.name = profile.points[point].name;
       if (point == 0) return sparse;
-      POLAR_ASSIGN(sparse.planner, study::point_planner(device, profile, point));
+      if (policy.neurons != study::NeuronChoice::kByPoint) profile.points[point].recall = 0;
+      if (file != nullptr) {
+        POLAR_RETURN_IF_ERROR(model::prepare_neurons(*file, flags.profile, profile));
+      }
+      POLAR_ASSIGN(sparse.planner, study::point_planner(device, profile, point, policy.mlp_cost));
       return sparse;
     }
   }
@@ -138,7 +148,7 @@ Result<Sparse> make_sparse(const ModelFlags& flags, study::Policy policy, backen
     POLAR_ASSIGN(auto routers, sparsity::read_routers(flags.profile, config.layers, config.hidden,
                                                       config.kv_heads, config.ffn));
     if (policy.neurons == study::NeuronChoice::kRouted && file != nullptr)
-      study::copy_up_projections(*file, routers);
+      model::copy_up_projections(*file, routers);
     policy.routers = std::make_shared<const sparsity::Routers>(std::move(routers));
   }
   POLAR_ASSIGN(Sparse sparse, make_attention(flags, policy, device, config, file));

@@ -15,7 +15,7 @@ struct PolicyFlags {
   std::string scope;  // default: the model for static, else a layer
   std::string page_score = "mean";
   std::string dense_layers;
-  std::string neurons = "off";
+  std::string neurons;  // default: what the profile's point says
   study::Policy values;
 };
 void add_policy_flags(CLI::App& command, PolicyFlags& flags);

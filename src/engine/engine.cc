@@ -62,6 +62,30 @@ Result<SchedulerLimits> choose_limits(const backend::Device& device,
   return limits;
 }
 
+/// What reads and computes as the profile says, neurons where the options want them chosen.
+Result<std::unique_ptr<model::Planner>> make_planner(backend::Device& device,
+                                                     const model::Weights& weights,
+                                                     const sparsity::Profile* profile,
+                                                     const EngineOptions& options) {
+  if (profile == nullptr || profile->points.size() < 2)
+    return std::unique_ptr<model::Planner>(new model::DensePlanner);
+  sparsity::Profile used = *profile;
+  std::shared_ptr<const model::MlpCost> cost;
+  if (used.routes_neurons())
+    POLAR_RETURN_IF_ERROR(model::check_chooses_neurons(weights.config, "profile"));
+  if (options.neurons == EngineOptions::Neurons::kWherePaying) {
+    if (!device.info().is_cpu) {
+      // Neurons are chosen on the host, and a recorded step cannot wait for that.
+      for (sparsity::OperatingPoint& point : used.points) point.recall = 0;
+    } else if (used.routes_neurons()) {
+      POLAR_ASSIGN(model::MlpCost measured, model::MlpCost::measure(device, weights));
+      cost = std::make_shared<const model::MlpCost>(std::move(measured));
+    }
+  }
+  POLAR_ASSIGN(auto planner, model::ProfilePlanner::create(device, used, std::move(cost)));
+  return std::unique_ptr<model::Planner>(std::move(planner));
+}
+
 Error wrong(std::string_view key, const std::string& found, const std::string& expected) {
   return bad_input("request", key, found, expected);
 }
@@ -76,12 +100,7 @@ Result<std::unique_ptr<Engine>> Engine::create(backend::Device& device,
                                                const EngineOptions& options) {
   const int points = profile == nullptr ? 1 : static_cast<int>(profile->points.size());
   std::unique_ptr<Engine> engine(new Engine(weights.config, points));
-  std::unique_ptr<model::Planner> planner;
-  if (points > 1) {
-    POLAR_ASSIGN(planner, model::ProfilePlanner::create(device, *profile));
-  } else {
-    planner = std::make_unique<model::DensePlanner>();
-  }
+  POLAR_ASSIGN(auto planner, make_planner(device, weights, profile, options));
   POLAR_ASSIGN(engine->limits_, choose_limits(device, weights.config, options, *planner));
   const StepLimits limits{engine->limits_, options.kv_dtype};
   POLAR_ASSIGN(auto runner, StepRunner::create(device, weights, *planner, limits));

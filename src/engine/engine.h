@@ -25,6 +25,10 @@ struct EngineOptions {
                         // allow
   int step_rows = 0;    // tokens of one step; 0: 512 on the CPU, 2048 on a GPU
   bool prefix_cache = true;
+  /// Which steps choose neurons, where the profile's points do: those in which that is measured to
+  /// pay on this machine when the engine is made (the CPU; on a GPU none), or all, whatever the
+  /// machine.
+  enum class Neurons : uint8_t { kWherePaying, kAlways } neurons = Neurons::kWherePaying;
   /// Whether a step is prepared and queued before the results of the one before it are read. By
   /// default on a GPU only: the CPU's verbs return when they are done, so there is nothing to hide.
   enum class Pipeline : uint8_t { kByDevice, kOff, kOn } pipeline = Pipeline::kByDevice;
@@ -40,7 +44,8 @@ struct EngineStats {
   int64_t preemptions = 0, evictions = 0;
   double kv_bytes_read = 0, kv_bytes_dense = 0;     // of decode steps
   int64_t kv_blocks_read = 0, kv_blocks_dense = 0;  // the same in blocks (page, KV head, layer)
-  double neuron_density = 1;  // neurons computed / all, where a planner chooses; elsewhere all are
+  /// Neurons computed / all, of steps with decode rows, where points choose neurons; elsewhere 1.
+  double neuron_density = 1;
   std::optional<double> plan_seconds;  // of deciding what steps read; on the CPU only
 };
 
@@ -48,8 +53,8 @@ class Engine {
  public:
   /// Allocates cache and activations and starts the engine thread, which from then on is the only
   /// one to use `device`. Device and weights must outlive the engine. `profile`: what operating
-  /// points mean; null: dense alone. Errors: not enough memory, limits that the model does not
-  /// have.
+  /// points mean (model::prepare_neurons made it ready); null: dense alone. Errors: not enough
+  /// memory, limits that the model does not have.
   static Result<std::unique_ptr<Engine>> create(backend::Device& device,
                                                 const model::Weights& weights,
                                                 const sparsity::Profile* profile,

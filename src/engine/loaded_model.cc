@@ -4,6 +4,7 @@
 
 #include "engine/generation_defaults.h"
 #include "engine/load_tokenizer.h"
+#include "model/routed_neurons.h"
 
 namespace polar::engine {
 
@@ -22,6 +23,7 @@ Result<std::unique_ptr<LoadedModel>> load_model(const std::string& path,
                  sparsity::open_profile(profile_directory,
                                         {config.layers, config.hidden, config.kv_heads, config.ffn},
                                         file->fingerprint()));
+    POLAR_RETURN_IF_ERROR(model::prepare_neurons(*file, profile_directory, *profile));
   }
   POLAR_ASSIGN(auto weights, model::load_weights(*device, *file));
   return std::unique_ptr<LoadedModel>(new LoadedModel{

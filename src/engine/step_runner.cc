@@ -218,7 +218,7 @@ std::unique_ptr<OpenStep> StepRunner::queue(StepPlan plan) {
   if (traced) {
     TracingPlanner tracing(timed_, step->units);  // copies elsewhere each time: no replay
     run(tracing);
-  } else if (decode_only) {
+  } else if (decode_only && planner_.neurons() == nullptr) {  // chosen on the host: no replay
     const uint64_t key = (edits_epoch_ << 48) ^ (static_cast<uint64_t>(table_stride_) << 16) ^
                          static_cast<uint64_t>(batch_.rows);
     device_.replay(key, [&] { run(timed_); });

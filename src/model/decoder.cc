@@ -38,6 +38,11 @@ const backend::NeuronSet* NeuronPlanner::plan(const MlpContext& context) {
   return set;
 }
 
+void NeuronPlanner::count_dense(const ModelConfig& config) {
+  counts_.computed += config.ffn;
+  counts_.all += config.ffn;
+}
+
 Decoder::Decoder(backend::Device& device, const Weights& weights, DecoderLimits limits)
     : device_(device), weights_(weights), limits_(limits), activation_(device.info().activation) {}
 
@@ -193,8 +198,13 @@ void Decoder::mlp_half(int layer, const Batch& batch, NeuronPlanner* neurons) {
   mlp.gated = config.gated;
   mlp.scratch = view(mlp_scratch_, batch.rows, config.ffn * (config.gated ? 2 : 1));
   mlp.y = view(delta_, batch.rows, config.hidden);
-  if (neurons != nullptr && batch.prefill_rows == 0)
-    mlp.neurons = neurons->plan({device_, config, w, layer, normed, mlp.scratch});
+  if (neurons != nullptr && batch.planned_rows() > 0) {
+    if (batch.prefill_rows == 0) {
+      mlp.neurons = neurons->plan({device_, config, w, layer, batch, normed, mlp.scratch});
+    } else {
+      neurons->count_dense(config);
+    }
+  }
   ops.mlp(mlp);
   pending_add_ = true;
   if (config.norm_after) ops.norm({residual, take_pending(batch.rows), w.mlp_norm, residual});

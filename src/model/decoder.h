@@ -33,6 +33,7 @@ struct MlpContext {
   const ModelConfig& config;
   const LayerWeights& weights;
   int layer;
+  const backend::Batch& batch;
   Tensor normed;   // [rows][hidden]: what the MLP reads, and what its router reads
   Tensor scratch;  // [rows][ffn]: free until the MLP runs
 };
@@ -46,7 +47,10 @@ class NeuronPlanner {
   /// The layer's neurons, or null: all of them. Valid until the next call.
   const backend::NeuronSet* plan(const MlpContext& context);
 
-  /// What all plans so far computed, and read to decide it.
+  /// Counts a layer that ran dense without being asked.
+  void count_dense(const ModelConfig& config);
+
+  /// What all steps with planned rows so far computed, and read to decide it.
   struct Counts {
     int64_t computed = 0, all = 0;  // neurons
     double router_bytes = 0;

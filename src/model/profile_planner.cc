@@ -2,10 +2,13 @@
 
 #include <algorithm>
 
+#include "model/routed_neurons.h"
+
 namespace polar::model {
 
-Result<std::unique_ptr<ProfilePlanner>> ProfilePlanner::create(backend::Device& device,
-                                                               const sparsity::Profile& profile) {
+Result<std::unique_ptr<ProfilePlanner>> ProfilePlanner::create(
+    backend::Device& device, const sparsity::Profile& profile,
+    std::shared_ptr<const MlpCost> cost) {
   if (profile.page_score == backend::PageScore::kMass && !device.info().is_cpu) {
     return bad_input("profile", "page_score", backend::page_score_name(profile.page_score),
                      "mean or codes on " + device.info().name);
@@ -32,7 +35,14 @@ Result<std::unique_ptr<ProfilePlanner>> ProfilePlanner::create(backend::Device& 
   device.upload(planner->budgets_.data(), budgets.data(), budget_bytes);
   device.upload(planner->limits_.data(), limits.data(), limit_bytes);
   planner->routers_ = profile.routers;
-  if (planner->routers_ != nullptr) POLAR_RETURN_IF_ERROR(planner->prepare_routers(device));
+  if (planner->routers_ != nullptr)
+    POLAR_RETURN_IF_ERROR(planner->prepare_routers(device, profile));
+  if (!profile.routes_neurons()) return planner;
+  std::vector<double> recalls;
+  for (const auto& point : profile.points) recalls.push_back(point.recall);
+  POLAR_ASSIGN(auto neurons,
+               RoutedNeurons::create(device, profile.routers, std::move(recalls), std::move(cost)));
+  planner->set_neurons(std::move(neurons));
   return planner;
 }
 
@@ -40,10 +50,12 @@ bool ProfilePlanner::selects_pages() const {
   return std::find(layer_selects_.begin(), layer_selects_.end(), 1) != layer_selects_.end();
 }
 
-Status ProfilePlanner::prepare_routers(backend::Device& device) {
-  for (const sparsity::HeadRouter& head : routers_->heads) {
+Status ProfilePlanner::prepare_routers(backend::Device& device, const sparsity::Profile& profile) {
+  for (int layer = 0; layer < profile.layers; ++layer) {
     router_weights_.emplace_back();
     router_biases_.emplace_back();
+    if (!profile.routes_units(layer)) continue;
+    const sparsity::HeadRouter& head = routers_->heads[layer];
     if (head.weight.empty()) continue;
     auto* values = const_cast<float*>(head.weight.data());
     const Tensor view{values, DType::kF32, {routers_->kv_heads, routers_->hidden, 1, 1}, 2};

@@ -1,6 +1,7 @@
 #pragma once
 
 #include "model/decoder.h"
+#include "model/mlp_cost.h"
 #include "sparsity/profile.h"
 
 namespace polar::model {
@@ -10,9 +11,11 @@ namespace polar::model {
 class ProfilePlanner : public Planner {
  public:
   /// The profile's routers choose among the routed units of layers that have one; the routed units
-  /// of the others fall back.
-  static Result<std::unique_ptr<ProfilePlanner>> create(backend::Device& device,
-                                                        const sparsity::Profile& profile);
+  /// of the others fall back. Where points choose neurons, they do so by these routers too
+  /// (prepare_neurons made them ready); `cost`: only where that pays.
+  static Result<std::unique_ptr<ProfilePlanner>> create(
+      backend::Device& device, const sparsity::Profile& profile,
+      std::shared_ptr<const MlpCost> cost = nullptr);
   void plan(const LayerContext& context) override;
   bool selects_pages() const override;
   backend::PageScore page_score() const override { return page_score_; }
@@ -20,7 +23,7 @@ class ProfilePlanner : public Planner {
 
  private:
   ProfilePlanner() = default;
-  Status prepare_routers(backend::Device& device);
+  Status prepare_routers(backend::Device& device, const sparsity::Profile& profile);
 
   int points_ = 0;
   backend::PageScore page_score_ = backend::PageScore::kMean;

@@ -46,23 +46,35 @@ bool Profile::routes_units(int layer) const {
   });
 }
 
+bool Profile::routes_neurons() const {
+  return std::any_of(points.begin(), points.end(), [](const auto& p) { return p.recall > 0; });
+}
+
 Result<Profile> open_profile(const std::string& directory, const ModelShape& shape,
                              const std::string& fingerprint) {
   POLAR_ASSIGN(Profile profile, read_profile(directory));
   POLAR_RETURN_IF_ERROR(
       check_profile(profile, directory, shape.layers, shape.kv_heads, fingerprint));
+  bool routes = profile.routes_neurons();
+  for (int layer = 0; layer < shape.layers; ++layer) routes |= profile.routes_units(layer);
+  if (!routes) return profile;
+  POLAR_ASSIGN(Routers routers,
+               read_routers(directory, shape.layers, shape.hidden, shape.kv_heads, shape.ffn));
   for (int layer = 0; layer < shape.layers; ++layer) {
-    if (!profile.routes_units(layer)) continue;
-    if (profile.routers == nullptr) {
-      POLAR_ASSIGN(Routers routers,
-                   read_routers(directory, shape.layers, shape.hidden, shape.kv_heads, shape.ffn));
-      profile.routers = std::make_shared<const Routers>(std::move(routers));
-    }
-    if (profile.routers->heads[layer].weight.empty()) {
+    if (profile.routes_units(layer) && routers.heads[layer].weight.empty()) {
       return bad_input(directory, "layers." + std::to_string(layer) + ".head_router.weight",
                        "no router", "one: the profile routes units of this layer");
     }
   }
+  for (const OperatingPoint& point : profile.points) {
+    if (point.recall == 0) continue;
+    const double most = routers.routes_neurons() ? routers.recalls.back() : 0;
+    if (point.recall <= most + 1e-6) continue;  // recalls are stored as f32
+    return bad_input(directory, "points." + point.name + ".recall", std::to_string(point.recall),
+                     most > 0 ? "at most " + std::to_string(most) + ", what the routers hold"
+                              : "none: the profile's routers choose no neurons");
+  }
+  profile.routers = std::make_shared<const Routers>(std::move(routers));
   return profile;
 }
 
@@ -71,7 +83,7 @@ Profile dense_profile(int layers, int kv_heads) {
   Profile profile;
   profile.layers = layers;
   profile.kv_heads = kv_heads;
-  profile.points.push_back({"dense", {}, full, {}});
+  profile.points.push_back({"dense", {}, full, 0, {}});
   return profile;
 }
 

@@ -22,6 +22,7 @@ struct Quality {
   std::string text;              // what it was measured on
   // Retrieval prompts held out, and how many of them were answered; 0 of 0: not measured.
   int needles = 0, dense_needles = 0, sparse_needles = 0;
+  double neuron_share = 1;  // neurons computed / all
 };
 
 /// One point of the trade between bytes and quality.
@@ -29,6 +30,9 @@ struct OperatingPoint {
   std::string name;  // "dense", "1%", "window"
   backend::PointLimits limits;
   std::vector<backend::UnitBudget> budgets;  // [layers][kv_heads]
+  /// The share of the truly active neurons that a ReLU model's MLPs find, as Routers::recalls
+  /// counts it (neurons_for says how many they compute); 0: all neurons are computed.
+  double recall = 0;
   Quality quality;
 };
 
@@ -45,7 +49,7 @@ struct Profile {
   /// What the model's answers lose (KL, nats per token) when one unit alone falls back, [layers *
   /// kv_heads]: on plain text, and on retrieval prompts. Empty: not measured.
   std::vector<double> text_importance, retrieval_importance;
-  /// What chooses among routed units; null where no unit is routed.
+  /// What chooses among routed units, and neurons; null where nothing is routed.
   std::shared_ptr<const Routers> routers;
 
   /// Whether some unit of a layer chooses among its pages, at some point.
@@ -53,6 +57,9 @@ struct Profile {
 
   /// Whether some unit of a layer is routed, at some point.
   bool routes_units(int layer) const;
+
+  /// Whether some point computes only some neurons.
+  bool routes_neurons() const;
 
   /// Index of a point by name, or -1.
   int find(const std::string& name) const;
@@ -89,9 +96,9 @@ struct ModelShape {
   int ffn = 0;
 };
 
-/// Reads DIR/profile.json, checks it against a model and, where it routes units, reads
-/// DIR/routers.safetensors. Errors: as read_profile,
-/// check_profile and read_routers; a routed layer without a router.
+/// Reads DIR/profile.json, checks it against a model and, where it routes units or neurons, reads
+/// DIR/routers.safetensors. Errors: as read_profile, check_profile and read_routers; a routed layer
+/// without a router; a recall beyond those that the routers were measured for.
 Result<Profile> open_profile(const std::string& directory, const ModelShape& shape,
                              const std::string& fingerprint);
 

@@ -42,22 +42,24 @@ ordered_json point_json(const OperatingPoint& point, int layers, int kv_heads) {
     table.push_back(std::move(row));
   }
   const Quality& quality = point.quality;
-  return {{"name", point.name},
-          {"sink", point.limits.sink},
-          {"recent", point.limits.recent},
-          {"routed", point.limits.routed},
-          {"quality",
-           {{"max_loss", quality.max_loss},
-            {"perplexity_ratio", quality.perplexity_ratio},
-            {"kl", quality.kl},
-            {"agreement", quality.agreement},
-            {"effective_density", quality.effective_density},
-            {"text", quality.text},
-            {"needles",
-             {{"count", quality.needles},
-              {"dense", quality.dense_needles},
-              {"sparse", quality.sparse_needles}}}}},
-          {"budget", std::move(table)}};
+  ordered_json json = {{"name", point.name},
+                       {"sink", point.limits.sink},
+                       {"recent", point.limits.recent},
+                       {"routed", point.limits.routed}};
+  if (point.recall > 0) json["recall"] = point.recall;
+  json["quality"] = {{"max_loss", quality.max_loss},
+                     {"perplexity_ratio", quality.perplexity_ratio},
+                     {"kl", quality.kl},
+                     {"agreement", quality.agreement},
+                     {"effective_density", quality.effective_density},
+                     {"text", quality.text},
+                     {"needles",
+                      {{"count", quality.needles},
+                       {"dense", quality.dense_needles},
+                       {"sparse", quality.sparse_needles}}}};
+  if (point.recall > 0) json["quality"]["neuron_share"] = quality.neuron_share;
+  json["budget"] = std::move(table);
+  return json;
 }
 
 /// Reads one file's values, remembering its name for the sentence that an error is.
@@ -169,6 +171,11 @@ Result<OperatingPoint> read_point(const Reader& reader, const ordered_json& json
   POLAR_ASSIGN(point.name, reader.text(json, "name"));
   POLAR_ASSIGN(point.limits.sink, reader.whole(json, "sink", 0, 1 << 20));
   POLAR_ASSIGN(point.limits.recent, reader.whole(json, "recent", 0, 1 << 20));
+  if (json.contains("recall")) {
+    POLAR_ASSIGN(point.recall, reader.number(json, "recall"));
+    if (!(point.recall > 0 && point.recall <= 1))
+      return reader.wrong(key + ".recall", std::to_string(point.recall), "a share in (0, 1]");
+  }
   if (const auto quality = json.find("quality"); quality != json.end() && quality->is_object()) {
     POLAR_ASSIGN(point.quality.max_loss, reader.number(*quality, "max_loss"));
     POLAR_ASSIGN(point.quality.perplexity_ratio, reader.number(*quality, "perplexity_ratio"));
@@ -178,6 +185,9 @@ Result<OperatingPoint> read_point(const Reader& reader, const ordered_json& json
     if (!(point.quality.effective_density > 0 && point.quality.effective_density <= 1)) {
       return reader.wrong(key + ".quality.effective_density",
                           std::to_string(point.quality.effective_density), "a share in (0, 1]");
+    }
+    if (quality->contains("neuron_share")) {
+      POLAR_ASSIGN(point.quality.neuron_share, reader.number(*quality, "neuron_share"));
     }
     POLAR_ASSIGN(point.quality.text, reader.text(*quality, "text"));
     if (const auto needles = quality->find("needles");
@@ -283,6 +293,8 @@ Result<Profile> read_profile(const std::string& directory) {
     if (budget.kind != ReadKind::kFull)
       return reader.wrong("points[0]", "a point that skips", "dense");
   }
+  if (profile.points[0].recall > 0)
+    return reader.wrong("points[0].recall", "a point that skips neurons", "dense");
   return profile;
 }
 

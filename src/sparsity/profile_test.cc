@@ -177,6 +177,43 @@ TEST_F(ProfileFile, ARoutedProfileIsRefusedWithoutItsRouters) {
   }
 }
 
+/// A point's recall, and the routers whose numbers of neurons it takes.
+TEST_F(ProfileFile, NeuronBudgetsRoundTripWithTheirRouters) {
+  Profile written = sample();
+  written.points[1].recall = 0.97;
+  written.points[1].quality.neuron_share = 0.25;
+  ASSERT_TRUE(write_profile(folder(), written).ok());
+  const auto open = [&] { return open_profile(folder(), {3, 4, 2, 8}, written.fingerprint); };
+  ASSERT_FALSE(open().ok());
+  EXPECT_THAT(open().error().message, HasSubstr("routers.safetensors"));
+  Routers routed = routers();
+  ASSERT_TRUE(write_routers(folder(), routed).ok());
+  ASSERT_FALSE(open().ok());
+  EXPECT_THAT(open().error().message, HasSubstr("routers choose no neurons"));
+  routed.recalls = {0.9, 0.99};
+  routed.batches = {1};
+  routed.mlps[1].rank = 1;
+  routed.mlps[1].a = {1, 2, 3, 4};
+  routed.mlps[1].b = routed.mlps[1].bias = {1, 2, 3, 4, 5, 6, 7, 8};
+  routed.mlps[1].neurons = {3, 6};
+  ASSERT_TRUE(write_routers(folder(), routed).ok());
+  const auto read = open();
+  ASSERT_TRUE(read.ok()) << read.error().message;
+  EXPECT_TRUE(read->routes_neurons());
+  EXPECT_EQ(read->points[0].recall, 0);
+  EXPECT_DOUBLE_EQ(read->points[1].recall, 0.97);
+  EXPECT_DOUBLE_EQ(read->points[1].quality.neuron_share, 0.25);
+  EXPECT_EQ(neurons_for(*read->routers, 1, 1, read->points[1].recall), 5);
+  written.points[1].recall = 0.999;
+  ASSERT_TRUE(write_profile(folder(), written).ok());
+  ASSERT_FALSE(open().ok());
+  EXPECT_THAT(open().error().message, HasSubstr("recall: found 0.999"));
+  EXPECT_THAT(complaint("\"recall\": 0.999", "\"recall\": 1.5", written),
+              HasSubstr("a share in (0, 1]"));
+  EXPECT_THAT(complaint("\"routed\": 0", "\"recall\": 0.9", written),
+              HasSubstr("points[0].recall"));
+}
+
 TEST_F(ProfileFile, SaysWhatIsWrongWithRoutedUnits) {
   const auto told = [&](const std::string& from, const std::string& to) {
     return complaint(from, to, routed_sample());

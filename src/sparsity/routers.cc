@@ -41,18 +41,18 @@ Result<std::vector<float>> read_values(const io::SafetensorsFile& file, const st
   return values;
 }
 
-/// An i32 tensor of `count` values (-1: any number of them) in [least, most].
+/// An i32 tensor of `count` values (-1: any number of them) in [least, most], whatever its rank.
 Result<std::vector<int32_t>> read_integers(const io::SafetensorsFile& file, const std::string& name,
                                            int64_t count, int least, int most) {
   POLAR_ASSIGN(const Tensor tensor, file.tensor(name));
-  if (tensor.dtype != DType::kI32 || tensor.rank != 1 || tensor.shape[0] == 0 ||
-      (count >= 0 && tensor.shape[0] != count)) {
+  if (tensor.dtype != DType::kI32 || tensor.values() == 0 ||
+      (count >= 0 && tensor.values() != count)) {
     return bad_input(
         file.path(), name,
         std::string(dtype_info(tensor.dtype).name) + " of " + std::to_string(tensor.values()),
         count >= 0 ? "a list of " + std::to_string(count) + " i32" : "a list of i32");
   }
-  std::vector<int32_t> values(tensor.as<int32_t>(), tensor.as<int32_t>() + tensor.shape[0]);
+  std::vector<int32_t> values(tensor.as<int32_t>(), tensor.as<int32_t>() + tensor.values());
   for (const int32_t value : values) {
     if (value < least || value > most) {
       return bad_input(file.path(), name, std::to_string(value),
@@ -65,7 +65,8 @@ Result<std::vector<int32_t>> read_integers(const io::SafetensorsFile& file, cons
 Status read_mlp(const io::SafetensorsFile& file, const std::string& prefix, const Routers& routers,
                 MlpRouter& mlp) {
   POLAR_ASSIGN(mlp.neurons,
-               read_integers(file, prefix + "neurons", static_cast<int64_t>(routers.batches.size()),
+               read_integers(file, prefix + "neurons",
+                             static_cast<int64_t>(routers.recalls.size() * routers.batches.size()),
                              1, routers.ffn));
   if (file.holds(prefix + "unit")) {
     POLAR_ASSIGN(const auto unit, read_values(file, prefix + "unit", {1}));
@@ -125,8 +126,17 @@ Result<Routers> read_routers(const std::string& directory, int layers, int hidde
         return bad_input(file.path(), "mlp_router.batches", std::to_string(routers.batches[i]),
                          "ascending sizes");
     }
-    POLAR_ASSIGN(const auto recall, read_values(file, "mlp_router.recall", {1}));
-    routers.recall = recall[0];
+    POLAR_ASSIGN(const Tensor stored, file.tensor("mlp_router.recall"));
+    POLAR_ASSIGN(const auto recalls, read_values(file, "mlp_router.recall", {stored.shape[0]}));
+    for (const float recall : recalls) {
+      const double above = routers.recalls.empty() ? 0 : routers.recalls.back();
+      if (!(recall > above && recall <= 1))
+        return bad_input(file.path(), "mlp_router.recall", std::to_string(recall),
+                         "ascending shares in (0, 1]");
+      routers.recalls.push_back(recall);
+    }
+    if (recalls.empty())
+      return bad_input(file.path(), "mlp_router.recall", "no shares", "at least one");
   }
   for (int layer = 0; layer < layers; ++layer) {
     const std::string prefix = "layers." + std::to_string(layer) + ".";
@@ -157,11 +167,12 @@ Status write_routers(const std::string& directory, const Routers& routers) {
     for (const int64_t extent : shape) view.shape[view.rank++] = extent;
     tensors.push_back({name, view});
   };
-  const auto recall = static_cast<float>(routers.recall);
+  const std::vector<float> recalls(routers.recalls.begin(), routers.recalls.end());
+  const auto targets = static_cast<int64_t>(recalls.size());
+  const auto sizes = static_cast<int64_t>(routers.batches.size());
   if (!routers.batches.empty()) {
-    const auto count = static_cast<int64_t>(routers.batches.size());
-    add("mlp_router.batches", routers.batches.data(), DType::kI32, {count});
-    add("mlp_router.recall", &recall, DType::kF32, {1});
+    add("mlp_router.batches", routers.batches.data(), DType::kI32, {sizes});
+    add("mlp_router.recall", recalls.data(), DType::kF32, {targets});
   }
   for (size_t layer = 0; layer < routers.heads.size(); ++layer) {
     const HeadRouter& head = routers.heads[layer];
@@ -182,8 +193,7 @@ Status write_routers(const std::string& directory, const Routers& routers) {
       add(prefix + "b", mlp.b.data(), DType::kF32, {routers.ffn, mlp.rank});
       add(prefix + "bias", mlp.bias.data(), DType::kF32, {routers.ffn});
     }
-    add(prefix + "neurons", mlp.neurons.data(), DType::kI32,
-        {static_cast<int64_t>(mlp.neurons.size())});
+    add(prefix + "neurons", mlp.neurons.data(), DType::kI32, {targets, sizes});
   }
   return io::write_safetensors(file_path(directory), tensors, {{"format", "polar routers 1"}});
 }

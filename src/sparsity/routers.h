@@ -27,7 +27,7 @@ struct MlpRouter {
   std::vector<float> a;         // [rank][hidden]
   std::vector<float> b;         // [ffn][rank]
   std::vector<float> bias;      // [ffn]
-  /// Neurons for the target recall at each of Routers::batches.
+  /// Neurons for each of Routers::recalls at each of Routers::batches, [recalls][batches].
   std::vector<int32_t> neurons;
 
   bool routes() const { return rank > 0 || unit > 0; }
@@ -37,7 +37,8 @@ struct Routers {
   int hidden = 0;
   int kv_heads = 0;
   int ffn = 0;
-  double recall = 0;              // that MlpRouter::neurons were measured for
+  /// Mean shares of the true union that MlpRouter::neurons were measured for: ascending, in (0, 1].
+  std::vector<double> recalls;
   std::vector<int32_t> batches;   // ascending, at least 1
   std::vector<HeadRouter> heads;  // [layers]
   std::vector<MlpRouter> mlps;    // [layers]
@@ -46,9 +47,11 @@ struct Routers {
   bool routes_neurons() const;
 };
 
-/// Neurons to compute at a batch size: interpolated over the logarithm of the batch between the
-/// measured sizes, never more than ffn.
-int neurons_for(const Routers& routers, int layer, int batch);
+/// Neurons to compute for a recall at a batch size, never more than ffn. Between measured batch
+/// sizes: interpolated over the logarithm of the batch; beyond the largest: all. Between measured
+/// recalls: interpolated over the logarithm of what is missed; below the least: its number; beyond
+/// the largest: all.
+int neurons_for(const Routers& routers, int layer, int batch, double recall);
 
 /// How the rows of a step agree on one set of neurons.
 enum class UnionBy {

@@ -9,6 +9,8 @@
 #include <random>
 #include <set>
 
+#include "io/safetensors.h"
+
 namespace polar::sparsity {
 namespace {
 
@@ -45,7 +47,7 @@ class RoutersFile : public testing::Test {
     routers.hidden = 32;
     routers.kv_heads = 2;
     routers.ffn = 6;
-    routers.recall = 0.99;
+    routers.recalls = {0.95, 0.99};
     routers.batches = {1, 4};
     routers.heads = {{}, {values(64), values(2)}, {}};
     routers.mlps.resize(3);
@@ -53,9 +55,9 @@ class RoutersFile : public testing::Test {
     routers.mlps[0].a = values(96);
     routers.mlps[0].b = values(18);
     routers.mlps[0].bias = values(6);
-    routers.mlps[0].neurons = {2, 5};
+    routers.mlps[0].neurons = {2, 5, 3, 6};
     routers.mlps[2].unit = 0.25f;
-    routers.mlps[2].neurons = {1, 6};
+    routers.mlps[2].neurons = {1, 4, 2, 6};
     return routers;
   }
 
@@ -69,7 +71,9 @@ TEST_F(RoutersFile, RoundTrips) {
   const auto read = read_routers(folder(), 3, 32, 2, 6);
   ASSERT_TRUE(read.ok()) << read.error().message;
   EXPECT_EQ(read->batches, written.batches);
-  EXPECT_FLOAT_EQ(read->recall, 0.99);
+  ASSERT_EQ(read->recalls.size(), 2u);
+  EXPECT_FLOAT_EQ(read->recalls[0], 0.95);
+  EXPECT_FLOAT_EQ(read->recalls[1], 0.99);
   EXPECT_TRUE(read->heads[0].weight.empty());
   EXPECT_EQ(read->heads[1].weight, written.heads[1].weight);
   EXPECT_EQ(read->heads[1].bias, written.heads[1].bias);
@@ -106,6 +110,34 @@ TEST_F(RoutersFile, SaysWhatIsWrong) {
   broken.batches = {4, 1};
   ASSERT_TRUE(write_routers(folder(), broken).ok());
   EXPECT_THAT(complaint(), HasSubstr("ascending"));
+  broken = sample();
+  broken.recalls = {0.99, 0.95};
+  ASSERT_TRUE(write_routers(folder(), broken).ok());
+  EXPECT_THAT(complaint(), HasSubstr("mlp_router.recall: found 0.95"));
+  broken = sample();
+  broken.recalls = {0.99, 1.01};
+  ASSERT_TRUE(write_routers(folder(), broken).ok());
+  EXPECT_THAT(complaint(), HasSubstr("found 1.01"));
+}
+
+/// Files of one recall hold a plain list of numbers.
+TEST_F(RoutersFile, OneRecallNeedsNoTable) {
+  const int32_t batches[] = {1, 8}, neurons[] = {3, 5};
+  const float recall = 0.98f, unit = 0.5f;
+  const auto list = [](const void* data, DType type, int64_t count) {
+    return Tensor{const_cast<void*>(data), type, {count, 1, 1, 1}, 1};
+  };
+  std::filesystem::create_directories(folder());
+  const std::vector<io::FileTensor> tensors = {
+      {"mlp_router.batches", list(batches, DType::kI32, 2)},
+      {"mlp_router.recall", list(&recall, DType::kF32, 1)},
+      {"layers.0.mlp_router.unit", list(&unit, DType::kF32, 1)},
+      {"layers.0.mlp_router.neurons", list(neurons, DType::kI32, 2)}};
+  ASSERT_TRUE(io::write_safetensors(path(), tensors, {}).ok());
+  const auto read = read_routers(folder(), 3, 32, 2, 6);
+  ASSERT_TRUE(read.ok()) << read.error().message;
+  EXPECT_EQ(neurons_for(*read, 0, 8, 0.98), 5);
+  EXPECT_EQ(neurons_for(*read, 0, 8, 0.99), 6);  // more than was measured: all
 }
 
 TEST_F(RoutersFile, EveryCutIsRefused) {
@@ -121,13 +153,34 @@ TEST(NeuronsFor, InterpolatesBetweenMeasuredBatches) {
   Routers routers;
   routers.ffn = 1000;
   routers.batches = {1, 4, 16};
+  routers.recalls = {0.99};
   routers.mlps.resize(1);
   routers.mlps[0].neurons = {100, 200, 400};
-  EXPECT_EQ(neurons_for(routers, 0, 1), 100);
-  EXPECT_EQ(neurons_for(routers, 0, 2), 150);
-  EXPECT_EQ(neurons_for(routers, 0, 8), 300);
-  EXPECT_EQ(neurons_for(routers, 0, 16), 400);
-  EXPECT_EQ(neurons_for(routers, 0, 17), 1000);
+  EXPECT_EQ(neurons_for(routers, 0, 1, 0.99), 100);
+  EXPECT_EQ(neurons_for(routers, 0, 2, 0.99), 150);
+  EXPECT_EQ(neurons_for(routers, 0, 8, 0.99), 300);
+  EXPECT_EQ(neurons_for(routers, 0, 16, 0.99), 400);
+  EXPECT_EQ(neurons_for(routers, 0, 17, 0.99), 1000);
+}
+
+TEST(NeuronsFor, InterpolatesBetweenMeasuredRecalls) {
+  Routers routers;
+  routers.ffn = 1000;
+  routers.batches = {1, 4};
+  routers.recalls = {0.9, 0.99, 1.0};
+  routers.mlps.resize(1);
+  routers.mlps[0].neurons = {100, 200, 300, 600, 900, 950};
+  EXPECT_EQ(neurons_for(routers, 0, 1, 0.5), 100);
+  EXPECT_EQ(neurons_for(routers, 0, 1, 0.9), 100);
+  // 0.0316 is missed: half way between a tenth and a hundredth.
+  EXPECT_EQ(neurons_for(routers, 0, 1, 1 - std::sqrt(1e-3)), 200);
+  EXPECT_EQ(neurons_for(routers, 0, 2, 1 - std::sqrt(1e-3)), 300);
+  EXPECT_EQ(neurons_for(routers, 0, 4, 0.99), 600);
+  EXPECT_EQ(neurons_for(routers, 0, 4, static_cast<float>(0.99)), 600);
+  EXPECT_EQ(neurons_for(routers, 0, 1, 0.995), 900);
+  EXPECT_EQ(neurons_for(routers, 0, 1, 1.0), 900);
+  routers.recalls = {0.9, 0.95, 0.99};
+  EXPECT_EQ(neurons_for(routers, 0, 1, 1.0), 1000);
 }
 
 TEST(ChooseNeurons, NoRowIsCrowdedOut) {

@@ -181,13 +181,14 @@ TEST_F(TrainedModel, CopiesOfFourBitsFindTheActiveNeurons) {
   routers->hidden = file_->config().hidden;
   routers->ffn = file_->config().ffn;
   routers->batches = {1, 8};
+  routers->recalls = {0.99};
   routers->mlps.resize(file_->config().layers);
   for (sparsity::MlpRouter& mlp : routers->mlps) {
     mlp.unit = 0.1f;
     mlp.neurons = {2 * routers->ffn / 5, 3 * routers->ffn / 5};
   }
   routers->mlps[0].neurons[1] = routers->ffn;
-  copy_up_projections(*file_, *routers);
+  model::copy_up_projections(*file_, *routers);
   Policy policy;
   policy.neurons = NeuronChoice::kRouted;
   policy.routers = routers;

@@ -4,8 +4,8 @@
 #include <cmath>
 #include <numeric>
 
+#include "backend/device_values.h"
 #include "backend/ranges.h"
-#include "study/device_values.h"
 
 namespace polar::study {
 

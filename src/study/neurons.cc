@@ -1,10 +1,6 @@
 #include "study/neurons.h"
 
-#include <algorithm>
-#include <chrono>
-#include <limits>
-
-#include "study/device_values.h"
+#include "backend/device_values.h"
 
 namespace polar::study {
 
@@ -18,148 +14,12 @@ std::vector<int32_t> active_union(std::span<const float> activations, int ffn) {
   return index;
 }
 
-backend::NeuronSet upload_neurons(backend::Device& device, std::vector<int32_t> index,
-                                  backend::Buffer& buffer) {
-  if (index.empty()) index.push_back(0);
-  const size_t bytes = index.size() * sizeof(int32_t);
-  if (buffer.bytes() < bytes) {
-    auto allocated = device.allocate(2 * bytes, "a step's neurons");
-    POLAR_CHECK(allocated.ok());
-    buffer = std::move(allocated).value();
-  }
-  device.upload(buffer.data(), index.data(), bytes);
-  return {buffer.as<int32_t>(), static_cast<int>(index.size())};
-}
-
-void copy_up_projection(const std::vector<float>& up, std::vector<float> up_bias, int ffn,
-                        sparsity::MlpRouter& mlp) {
-  mlp.copy.resize(dtype_bytes(DType::kQ4_0, up.size()));
-  quantize_q4_0(up.data(), mlp.copy.data(), up.size());
-  mlp.bias = std::move(up_bias);
-  mlp.bias.resize(ffn);
-}
-
-void copy_up_projections(const model::ModelFile& file, sparsity::Routers& routers) {
-  for (size_t i = 0; i < routers.mlps.size(); ++i) {
-    if (routers.mlps[i].unit <= 0) continue;
-    copy_up_projection(host_values(file.layers[i].up), host_values(file.layers[i].up_bias),
-                       routers.ffn, routers.mlps[i]);
-  }
-}
-
 const backend::NeuronSet* OracleNeurons::choose(const model::MlpContext& context) {
   const model::LayerWeights& w = context.weights;
   context.device.ops().linear({context.normed, w.up.get(), w.up_bias, context.scratch});
   const std::vector<float> values = download_values(context.device, context.scratch);
-  set_ = upload_neurons(context.device, active_union(values, context.config.ffn), index_);
+  set_ = model::upload_neurons(context.device, active_union(values, context.config.ffn), index_);
   return &set_;
-}
-
-Result<std::unique_ptr<RoutedNeurons>> RoutedNeurons::create(
-    backend::Device& device, std::shared_ptr<const sparsity::Routers> routers,
-    std::shared_ptr<const MlpCost> cost) {
-  std::unique_ptr<RoutedNeurons> planner(new RoutedNeurons);
-  planner->layers_.resize(routers->mlps.size());
-  const auto matrix = [](const auto& values, DType type, int64_t rows, int64_t columns) {
-    return Tensor{
-        const_cast<void*>(static_cast<const void*>(values.data())), type, {rows, columns, 1, 1}, 2};
-  };
-  for (size_t i = 0; i < planner->layers_.size(); ++i) {
-    const sparsity::MlpRouter& mlp = routers->mlps[i];
-    if (!mlp.routes()) continue;
-    Layer& layer = planner->layers_[i];
-    Tensor wide;
-    if (mlp.rank > 0) {
-      const Tensor narrow = matrix(mlp.a, DType::kF32, mlp.rank, routers->hidden);
-      POLAR_ASSIGN(layer.narrow, device.prepare({"MLP router", {narrow}, false}));
-      wide = matrix(mlp.b, DType::kF32, routers->ffn, mlp.rank);
-    } else {
-      if (mlp.copy.empty()) {
-        return bad_input("routers", "layers." + std::to_string(i) + ".mlp_router.unit",
-                         "no model whose weights to copy", "a model, not --dummy");
-      }
-      wide = matrix(mlp.copy, DType::kQ4_0, routers->ffn, routers->hidden);
-    }
-    POLAR_ASSIGN(layer.wide, device.prepare({"MLP router", {wide}, false}));
-    POLAR_ASSIGN(layer.bias, device.allocate(mlp.bias.size() * sizeof(float), "routers"));
-    device.upload(layer.bias.data(), mlp.bias.data(), mlp.bias.size() * sizeof(float));
-  }
-  planner->routers_ = std::move(routers);
-  if (cost == nullptr) return planner;
-  std::vector<MlpCost::Sample> samples = cost->samples();
-  for (MlpCost::Sample& sample : samples)
-    POLAR_RETURN_IF_ERROR(planner->add_routing(device, sample));
-  planner->cost_ = std::make_shared<const MlpCost>(std::move(samples));
-  return planner;
-}
-
-const backend::NeuronSet* RoutedNeurons::choose(const model::MlpContext& context) {
-  if (layers_[context.layer].wide == nullptr) return nullptr;
-  const auto rows = static_cast<int>(context.normed.shape[0]);
-  const int ffn = context.config.ffn;
-  const int count = std::min(ffn, sparsity::neurons_for(*routers_, context.layer, rows));
-  if (count == ffn || (cost_ != nullptr && !cost_->pays(rows, count))) return nullptr;
-  return route(context.device, context.layer, context.normed, context.scratch, count);
-}
-
-const backend::NeuronSet* RoutedNeurons::route(backend::Device& device, int index, const Tensor& x,
-                                               const Tensor& scratch, int count) {
-  const Layer& layer = layers_[index];
-  count_router(static_cast<double>(layer.wide->bytes() +
-                                   (layer.narrow != nullptr ? layer.narrow->bytes() : 0)));
-  const auto rows = static_cast<int>(x.shape[0]);
-  Tensor in = x;
-  if (layer.narrow != nullptr) {
-    const int64_t rank = layer.narrow->rows();
-    const size_t bytes = dtype_bytes(x.dtype, static_cast<size_t>(rows) * rank);
-    if (narrow_.bytes() < bytes) {
-      auto allocated = device.allocate(bytes, "routers");
-      POLAR_CHECK(allocated.ok());
-      narrow_ = std::move(allocated).value();
-    }
-    in = Tensor{narrow_.data(), x.dtype, {rows, rank, 1, 1}, 2};
-    device.ops().linear({x, layer.narrow.get(), nullptr, in});
-  }
-  device.ops().linear({in, layer.wide.get(), layer.bias.as<float>(), scratch});
-  std::vector<float> logits = download_values(device, scratch);
-  const float unit = routers_->mlps[index].unit;
-  for (float& logit : logits) logit = unit > 0 ? logit / unit : logit;
-  const auto by = unit > 0 ? sparsity::UnionBy::kLikely : sparsity::UnionBy::kSum;
-  set_ = upload_neurons(
-      device, sparsity::choose_neurons(logits.data(), rows, routers_->ffn, count, by), index_);
-  return &set_;
-}
-
-/// Adds what routing takes, per layer, to a choice's fixed time: the fastest of a few passes over
-/// all layers that have a router.
-Status RoutedNeurons::add_routing(backend::Device& device, MlpCost::Sample& sample) {
-  using Clock = std::chrono::steady_clock;
-  constexpr int kPasses = 4;
-  const DType type = device.info().activation;
-  const auto bytes = [&](int64_t width) { return dtype_bytes(type, sample.rows * width); };
-  POLAR_ASSIGN(backend::Buffer x, device.allocate(bytes(routers_->hidden), "timing a router"));
-  POLAR_ASSIGN(backend::Buffer scratch, device.allocate(bytes(routers_->ffn), "timing a router"));
-  const std::vector<std::byte> zeros(bytes(routers_->hidden));
-  device.upload(x.data(), zeros.data(), zeros.size());
-  const Tensor in{x.data(), type, {sample.rows, routers_->hidden, 1, 1}, 2};
-  const Tensor out{scratch.data(), type, {sample.rows, routers_->ffn, 1, 1}, 2};
-  double fastest = std::numeric_limits<double>::infinity();
-  for (int pass = 0; pass < kPasses; ++pass) {
-    int routed = 0;
-    const auto begin = Clock::now();
-    for (int layer = 0; layer < static_cast<int>(layers_.size()); ++layer) {
-      if (layers_[layer].wide == nullptr) continue;
-      const int count =
-          std::min(routers_->ffn, sparsity::neurons_for(*routers_, layer, sample.rows));
-      route(device, layer, in, out, count);
-      ++routed;
-    }
-    device.synchronize();
-    const double seconds = std::chrono::duration<double>(Clock::now() - begin).count();
-    fastest = std::min(fastest, seconds / std::max(routed, 1));
-  }
-  sample.fixed_seconds += fastest;
-  return {};
 }
 
 }  // namespace polar::study

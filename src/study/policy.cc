@@ -114,10 +114,11 @@ Status validate(const Policy& policy, const model::ModelConfig& config) {
 }  // namespace
 
 Result<std::unique_ptr<model::Planner>> point_planner(backend::Device& device,
-                                                      const sparsity::Profile& profile, int point) {
+                                                      const sparsity::Profile& profile, int point,
+                                                      std::shared_ptr<const model::MlpCost> cost) {
   sparsity::Profile one = profile;
   one.points = {profile.points[point]};
-  POLAR_ASSIGN(auto planner, model::ProfilePlanner::create(device, one));
+  POLAR_ASSIGN(auto planner, model::ProfilePlanner::create(device, one, std::move(cost)));
   return std::unique_ptr<model::Planner>(std::move(planner));
 }
 
@@ -164,18 +165,22 @@ Result<std::unique_ptr<model::Planner>> make_planner(const Policy& policy, backe
 Result<std::unique_ptr<model::NeuronPlanner>> make_neurons(const Policy& policy,
                                                            backend::Device& device,
                                                            const model::ModelConfig& config) {
-  if (policy.neurons == NeuronChoice::kOff) return std::unique_ptr<model::NeuronPlanner>();
-  if (config.gated || config.activation != backend::Activation::kRelu) {
-    return bad_input("command line", "--neurons", "a model without plain ReLU MLPs",
-                     "a ReLU model such as OPT, or --neurons off");
-  }
+  if (policy.neurons == NeuronChoice::kByPoint || policy.neurons == NeuronChoice::kOff)
+    return std::unique_ptr<model::NeuronPlanner>();
+  POLAR_RETURN_IF_ERROR(model::check_chooses_neurons(config, "command line"));
   if (policy.neurons == NeuronChoice::kOracle)
     return std::unique_ptr<model::NeuronPlanner>(new OracleNeurons);
   if (policy.routers == nullptr || !policy.routers->routes_neurons()) {
     return bad_input("command line", "--neurons routed", "no MLP routers",
                      "--profile with a folder that polar calibrate --routers wrote");
   }
-  POLAR_ASSIGN(auto routed, RoutedNeurons::create(device, policy.routers, policy.mlp_cost));
+  const double most = policy.routers->recalls.back();
+  if (policy.recall > most + 1e-6) {  // recalls are stored as f32
+    return bad_input("command line", "--recall", std::to_string(policy.recall),
+                     "at most " + std::to_string(most) + ", what the profile's routers hold");
+  }
+  POLAR_ASSIGN(auto routed, model::RoutedNeurons::create(device, policy.routers, {policy.recall},
+                                                         policy.mlp_cost));
   return std::unique_ptr<model::NeuronPlanner>(std::move(routed));
 }
 

@@ -31,9 +31,11 @@ struct Policy {
   int recent = 4;  // pages; the page being filled comes on top
   std::vector<int> dense_layers;
   uint64_t seed = 1;
-  NeuronChoice neurons = NeuronChoice::kOff;
+  NeuronChoice neurons = NeuronChoice::kByPoint;
+  double recall = 0.99;                              // NeuronChoice::kRouted
   std::shared_ptr<const sparsity::Routers> routers;  // kRouted, NeuronChoice::kRouted
-  std::shared_ptr<const MlpCost> mlp_cost;  // NeuronChoice::kRouted: dense where it does not pay
+  std::shared_ptr<const model::MlpCost>
+      mlp_cost;  // NeuronChoice::kRouted: dense where it does not pay
 
   bool is_dense(int layer) const;
   /// Units of a layer that are read in full.
@@ -55,12 +57,13 @@ Result<std::unique_ptr<model::Planner>> make_planner(const Policy& policy, backe
                                                      const std::vector<int>& ranked = {});
 
 /// Every planned row at one point of a profile, whatever its own point says: a measurement looks at
-/// one point at a time.
-Result<std::unique_ptr<model::Planner>> point_planner(backend::Device& device,
-                                                      const sparsity::Profile& profile, int point);
+/// one point at a time. `cost`: see model::ProfilePlanner.
+Result<std::unique_ptr<model::Planner>> point_planner(
+    backend::Device& device, const sparsity::Profile& profile, int point,
+    std::shared_ptr<const model::MlpCost> cost = nullptr);
 
-/// Who chooses neurons, or null when the policy computes all. Errors: a model whose MLPs are not
-/// plain ReLU, no routers.
+/// Who chooses neurons, or null when the policy names nobody. Errors: a model whose MLPs are not
+/// plain ReLU, no routers, a recall beyond those that they were measured for.
 Result<std::unique_ptr<model::NeuronPlanner>> make_neurons(const Policy& policy,
                                                            backend::Device& device,
                                                            const model::ModelConfig& config);

@@ -5,7 +5,7 @@
 #include <numeric>
 #include <random>
 
-#include "study/device_values.h"
+#include "backend/device_values.h"
 #include "study/neurons.h"
 #include "study/router_training.h"
 #include "study/sequence_cache.h"
@@ -86,9 +86,10 @@ class MlpRecorder : public model::NeuronPlanner {
 };
 
 /// The fewest neurons whose mean recall of the true union, over random batches of held-out rows,
-/// reaches `recall`; adds the union's mean size to `active`.
-int neurons_for_recall(const LayerStates& layer, const RowMajor& logits, int batch, double recall,
-                       uint64_t seed, double* active) {
+/// reaches each of `recalls`; adds the union's mean size to `active`.
+std::vector<int> neurons_for_recalls(const LayerStates& layer, const RowMajor& logits, int batch,
+                                     const std::vector<double>& recalls, uint64_t seed,
+                                     double* active) {
   const auto rows = static_cast<int>(logits.rows()), ffn = static_cast<int>(logits.cols());
   const int trials = std::clamp(2048 / batch, 64, 512);
   std::mt19937_64 random(seed);
@@ -116,16 +117,20 @@ int neurons_for_recall(const LayerStates& layer, const RowMajor& logits, int bat
       curve[n] += (all > 0 ? hits / all : 1.0) / trials;
     }
   }
-  const auto enough = std::lower_bound(curve.begin(), curve.end(), recall);
-  return std::min(ffn, static_cast<int>(enough - curve.begin()) + 1);
+  std::vector<int> counts;
+  for (const double recall : recalls) {
+    const auto enough = std::lower_bound(curve.begin(), curve.end(), recall);
+    counts.push_back(std::min(ffn, static_cast<int>(enough - curve.begin()) + 1));
+  }
+  return counts;
 }
 
 /// What a layer's copy says of the held-out rows, [rows][ffn]; sets its unit.
 RowMajor copy_logits(const model::ModelFile& file, int index, const LayerStates& layer,
                      sparsity::Routers& routers) {
   sparsity::MlpRouter& mlp = routers.mlps[index];
-  const std::vector<float> up = host_values(file.layers[index].up);
-  copy_up_projection(up, host_values(file.layers[index].up_bias), routers.ffn, mlp);
+  const std::vector<float> up = backend::host_values(file.layers[index].up);
+  model::copy_up_projection(up, backend::host_values(file.layers[index].up_bias), routers.ffn, mlp);
   std::vector<float> copied(up.size());
   dequantize_row(DType::kQ4_0, mlp.copy.data(), copied.data(), copied.size());
   const auto rows = static_cast<Eigen::Index>(layer.mlp_in.size()) / routers.hidden;
@@ -175,10 +180,10 @@ Result<TrainedRouters> train_routers(backend::Device& device, const model::Model
   routers.heads.resize(config.layers);
   routers.mlps.resize(config.layers);
   if (relu) {
-    routers.recall = options.recall;
+    routers.recalls = options.recalls;
     routers.batches = {1, 2, 4, 8, 16, 32, 64};
     trained.union_share.resize(routers.batches.size());
-    trained.computed_share.resize(routers.batches.size());
+    trained.computed_share.resize(routers.recalls.size() * routers.batches.size());
   }
   for (int i = 0; i < config.layers; ++i) {
     LayerStates& layer = layers[i];
@@ -189,13 +194,18 @@ Result<TrainedRouters> train_routers(backend::Device& device, const model::Model
     if (!relu) continue;
     const RowMajor logits = copy_logits(file, i, layer, routers);
     sparsity::MlpRouter& mlp = routers.mlps[i];
-    for (size_t s = 0; s < routers.batches.size(); ++s) {
+    const size_t sizes = routers.batches.size();
+    mlp.neurons.resize(routers.recalls.size() * sizes);
+    for (size_t s = 0; s < sizes; ++s) {
       double active = 0;
-      mlp.neurons.push_back(neurons_for_recall(layer, logits, routers.batches[s], options.recall,
-                                               options.seed, &active));
+      const std::vector<int> counts = neurons_for_recalls(layer, logits, routers.batches[s],
+                                                          routers.recalls, options.seed, &active);
       trained.union_share[s] += active / config.layers;
-      trained.computed_share[s] +=
-          static_cast<double>(mlp.neurons.back()) / config.ffn / config.layers;
+      for (size_t r = 0; r < counts.size(); ++r) {
+        mlp.neurons[r * sizes + s] = counts[r];
+        trained.computed_share[r * sizes + s] +=
+            static_cast<double>(counts[r]) / config.ffn / config.layers;
+      }
     }
   }
   return trained;

@@ -12,8 +12,9 @@ namespace polar::study {
 
 struct RouterOptions {
   double density = 0.5;  // share of a layer's heads that a token's label calls positive
-  double recall = 0.99;  // of the true union, that the numbers of neurons are measured for
-  int epochs = 12;       // of the head routers
+  /// Shares of the true union that the numbers of neurons are measured for; ascending.
+  std::vector<double> recalls = {0.9, 0.95, 0.98, 0.99, 0.995, 0.999};
+  int epochs = 12;  // of the head routers
   int rows_per_step = 256;
   DType kv_dtype = DType::kF16;
   uint64_t seed = 1;
@@ -22,12 +23,12 @@ struct RouterOptions {
 
 struct TrainedRouters {
   sparsity::Routers routers;
-  /// Mean over layers and held-out batches, one of each Routers::batches: neurons truly active in
-  /// some row, and computed for the recall; shares of ffn.
+  /// Mean over layers and held-out batches: neurons truly active in some row [batches], and
+  /// computed for each recall [recalls][batches]; shares of ffn.
   std::vector<double> union_share, computed_share;
 };
 
-/// Trains on all windows but the last eighth, which measures how many neurons hold the recall. The
+/// Trains on all windows but the last eighth, which measures how many neurons hold the recalls. The
 /// result of the same seed is the same. Models that are not plain ReLU, or whose hidden size is no
 /// multiple of 32, get head routers alone. Errors: fewer than 8 windows, no memory.
 Result<TrainedRouters> train_routers(backend::Device& device, const model::ModelFile& file,

@@ -1,8 +1,8 @@
-#include "study/device_values.h"
+#include "backend/device_values.h"
 
-namespace polar::study {
+namespace polar::backend {
 
-std::vector<float> download_values(backend::Device& device, const Tensor& tensor) {
+std::vector<float> download_values(Device& device, const Tensor& tensor) {
   const auto count = static_cast<size_t>(tensor.values());
   std::vector<float> values(count);
   if (tensor.dtype == DType::kF32) {
@@ -21,4 +21,4 @@ std::vector<float> host_values(const Tensor& tensor) {
   return values;
 }
 
-}  // namespace polar::study
+}  // namespace polar::backend

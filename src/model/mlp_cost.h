@@ -2,11 +2,15 @@
 // When computing only some neurons is worth it: a cost model of the MLP, measured on the machine
 // that runs it.
 
+#include <string>
 #include <vector>
 
 #include "model/weights.h"
 
-namespace polar::study {
+namespace polar::model {
+
+/// Says why neurons of this model cannot be chosen, if they cannot: its MLPs are not plain ReLU.
+Status check_chooses_neurons(const ModelConfig& config, const std::string& where);
 
 /// Times a layer's MLP with all neurons and with two numbers of them, at a few batch sizes. The
 /// time of a choice is taken as linear in its neurons between and beyond the two.
@@ -20,10 +24,10 @@ class MlpCost {
     double seconds_per_neuron = 0;  // of a choice
   };
 
-  /// Measures at 1, 8 and 32 rows. A run passes over all layers, so that weights come from memory
-  /// as they do in a step; times are medians of five runs, per layer. For a model whose MLPs are
-  /// plain ReLU; the router's own time is not in it.
-  static Result<MlpCost> measure(backend::Device& device, const model::Weights& weights);
+  /// Measures at 1, 8 and 32 rows. A run passes over all layers (of large models: over a gigabyte
+  /// of them), so that weights come from memory as they do in a step; times are medians of five
+  /// runs, per layer. For a model whose MLPs are plain ReLU; the router's own time is not in it.
+  static Result<MlpCost> measure(backend::Device& device, const Weights& weights);
 
   explicit MlpCost(std::vector<Sample> samples) : samples_(std::move(samples)) {}
 
@@ -39,4 +43,4 @@ class MlpCost {
   std::vector<Sample> samples_;  // ascending rows
 };
 
-}  // namespace polar::study
+}  // namespace polar::model

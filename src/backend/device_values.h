@@ -4,12 +4,12 @@
 
 #include "backend/device.h"
 
-namespace polar::study {
+namespace polar::backend {
 
 /// Downloads an activation tensor as f32.
-std::vector<float> download_values(backend::Device& device, const Tensor& tensor);
+std::vector<float> download_values(Device& device, const Tensor& tensor);
 
 /// A stored tensor as f32; nothing where there is none.
 std::vector<float> host_values(const Tensor& tensor);
 
-}  // namespace polar::study
+}  // namespace polar::backend

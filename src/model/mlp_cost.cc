@@ -1,15 +1,16 @@
-#include "study/mlp_cost.h"
+#include "model/mlp_cost.h"
 
 #include <algorithm>
 #include <chrono>
 #include <cmath>
 
-namespace polar::study {
+namespace polar::model {
 
 namespace {
 
 constexpr int kRows[] = {1, 8, 32};
 constexpr int kRuns = 5;
+constexpr size_t kEnoughBytes = size_t{1} << 30;  // no cache holds them
 
 double now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
@@ -18,7 +19,7 @@ double now() {
 /// The layers' MLPs over rows of zeros.
 class MlpTimer {
  public:
-  MlpTimer(backend::Device& device, const model::Weights& weights)
+  MlpTimer(backend::Device& device, const Weights& weights)
       : device_(device), weights_(weights), config_(weights.config) {}
 
   Status prepare(int rows) {
@@ -36,6 +37,9 @@ class MlpTimer {
     POLAR_RETURN_IF_ERROR(allocate(config_.hidden, y_, args_.y));
     POLAR_ASSIGN(index_, device_.allocate(config_.ffn * sizeof(int32_t), "timing an MLP"));
     args_.activation = config_.activation;
+    size_t bytes = 0;
+    for (size_t i = 0; i < weights_.layers.size() && bytes < kEnoughBytes; ++i, ++layers_)
+      bytes += weights_.layers[i].up->bytes() + weights_.layers[i].down->bytes();
     return {};
   }
 
@@ -54,7 +58,8 @@ class MlpTimer {
     for (int run = -1; run < kRuns; ++run) {
       device_.synchronize();
       const double begin = now();
-      for (const model::LayerWeights& layer : weights_.layers) {
+      for (int i = 0; i < layers_; ++i) {
+        const LayerWeights& layer = weights_.layers[i];
         args_.up = layer.up.get();
         args_.up_bias = layer.up_bias;
         args_.down = layer.down.get();
@@ -62,7 +67,7 @@ class MlpTimer {
         device_.ops().mlp(args_);
       }
       device_.synchronize();
-      if (run >= 0) times.push_back((now() - begin) / config_.layers);
+      if (run >= 0) times.push_back((now() - begin) / layers_);
     }
     std::nth_element(times.begin(), times.begin() + kRuns / 2, times.end());
     return times[kRuns / 2];
@@ -70,20 +75,24 @@ class MlpTimer {
 
  private:
   backend::Device& device_;
-  const model::Weights& weights_;
-  const model::ModelConfig& config_;
+  const Weights& weights_;
+  const ModelConfig& config_;
+  int layers_ = 0;
   backend::Buffer x_, scratch_, y_, index_;
   backend::MlpArgs args_;
 };
 
 }  // namespace
 
-Result<MlpCost> MlpCost::measure(backend::Device& device, const model::Weights& weights) {
+Status check_chooses_neurons(const ModelConfig& config, const std::string& where) {
+  if (!config.gated && config.activation == backend::Activation::kRelu) return {};
+  return bad_input(where, "neurons", "a model without plain ReLU MLPs",
+                   "a ReLU model such as OPT, or all neurons");
+}
+
+Result<MlpCost> MlpCost::measure(backend::Device& device, const Weights& weights) {
   const int ffn = weights.config.ffn;
-  if (weights.config.gated || weights.config.activation != backend::Activation::kRelu) {
-    return bad_input("command line", "--neurons", "a model without plain ReLU MLPs",
-                     "a ReLU model such as OPT, or --neurons off");
-  }
+  POLAR_RETURN_IF_ERROR(check_chooses_neurons(weights.config, "command line"));
   std::vector<Sample> samples;
   for (const int rows : kRows) {
     MlpTimer timer(device, weights);
@@ -118,4 +127,4 @@ bool MlpCost::pays(int rows, int count) const {
   return sample.fixed_seconds + count * sample.seconds_per_neuron < kClearly * sample.dense_seconds;
 }
 
-}  // namespace polar::study
+}  // namespace polar::model

@@ -1,11 +1,11 @@
-#include "study/mlp_cost.h"
+#include "model/mlp_cost.h"
 
 #include <gtest/gtest.h>
 
+#include "model/routed_neurons.h"
 #include "model/small_config.h"
-#include "study/neurons.h"
 
-namespace polar::study {
+namespace polar::model {
 namespace {
 
 /// 1 ms dense at one row and 4 ms at nine; a choice costs 0.2 ms and 1 or 10 us per neuron.
@@ -26,8 +26,8 @@ TEST(MlpCost, AChoicePaysWhereItsTimeIsClearlyShorter) {
   EXPECT_FALSE(cost.pays(100, 373));
 }
 
-model::ModelConfig relu_config() {
-  model::ModelConfig config = model::small_config({0, 0});
+ModelConfig relu_config() {
+  ModelConfig config = small_config({0, 0});
   config.gated = false;
   config.activation = backend::Activation::kRelu;
   config.ffn = 512;
@@ -37,8 +37,8 @@ model::ModelConfig relu_config() {
 TEST(MlpCost, IsMeasuredForReluModelsAlone) {
   auto device = backend::make_cpu_device({});
   ASSERT_TRUE(device.ok());
-  auto relu = model::dummy_weights(**device, relu_config(), DType::kF32, 1);
-  auto gated = model::dummy_weights(**device, model::small_config({0}), DType::kF32, 1);
+  auto relu = dummy_weights(**device, relu_config(), DType::kF32, 1);
+  auto gated = dummy_weights(**device, small_config({0}), DType::kF32, 1);
   ASSERT_TRUE(relu.ok() && gated.ok());
   const auto cost = MlpCost::measure(**device, *relu);
   ASSERT_TRUE(cost.ok()) << cost.error().message;
@@ -52,13 +52,14 @@ TEST(MlpCost, IsMeasuredForReluModelsAlone) {
 TEST(RoutedNeurons, RunDenseWhereTheirChoiceDoesNotPay) {
   auto device = backend::make_cpu_device({});
   ASSERT_TRUE(device.ok());
-  const model::ModelConfig config = relu_config();
-  auto weights = model::dummy_weights(**device, config, DType::kF32, 1);
+  const ModelConfig config = relu_config();
+  auto weights = dummy_weights(**device, config, DType::kF32, 1);
   ASSERT_TRUE(weights.ok());
   auto routers = std::make_shared<sparsity::Routers>();
   routers->hidden = config.hidden;
   routers->ffn = config.ffn;
   routers->batches = {1};
+  routers->recalls = {0.99};
   sparsity::MlpRouter mlp;
   mlp.rank = 1;
   mlp.a.assign(config.hidden, 0.1f);
@@ -67,16 +68,18 @@ TEST(RoutedNeurons, RunDenseWhereTheirChoiceDoesNotPay) {
   mlp.neurons = {128};
   routers->mlps.assign(config.layers, mlp);
   std::vector<float> x(config.hidden, 1.0f), scratch(config.ffn);
-  const model::MlpContext context{**device,
-                                  config,
-                                  weights->layers[0],
-                                  0,
-                                  Tensor{x.data(), DType::kF32, {1, config.hidden, 1, 1}, 2},
-                                  Tensor{scratch.data(), DType::kF32, {1, config.ffn, 1, 1}, 2}};
+  const backend::Batch batch;  // who looks at one point does not look at rows
+  const MlpContext context{**device,
+                           config,
+                           weights->layers[0],
+                           0,
+                           batch,
+                           Tensor{x.data(), DType::kF32, {1, config.hidden, 1, 1}, 2},
+                           Tensor{scratch.data(), DType::kF32, {1, config.ffn, 1, 1}, 2}};
   const auto share = [&](double seconds_per_neuron) {
     const std::vector<MlpCost::Sample> samples = {{1, 1.0, 0, seconds_per_neuron}};
     auto planner =
-        RoutedNeurons::create(**device, routers, std::make_shared<const MlpCost>(samples));
+        RoutedNeurons::create(**device, routers, {0.99}, std::make_shared<const MlpCost>(samples));
     EXPECT_TRUE(planner.ok());
     (*planner)->plan(context);
     return (*planner)->share();
@@ -87,4 +90,4 @@ TEST(RoutedNeurons, RunDenseWhereTheirChoiceDoesNotPay) {
 }
 
 }  // namespace
-}  // namespace polar::study
+}  // namespace polar::model

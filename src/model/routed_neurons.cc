@@ -1,0 +1,180 @@
+#include "model/routed_neurons.h"
+
+#include <algorithm>
+#include <chrono>
+#include <limits>
+
+#include "backend/device_values.h"
+
+namespace polar::model {
+
+backend::NeuronSet upload_neurons(backend::Device& device, std::vector<int32_t> index,
+                                  backend::Buffer& buffer) {
+  if (index.empty()) index.push_back(0);
+  const size_t bytes = index.size() * sizeof(int32_t);
+  if (buffer.bytes() < bytes) {
+    auto allocated = device.allocate(2 * bytes, "a step's neurons");
+    POLAR_CHECK(allocated.ok());
+    buffer = std::move(allocated).value();
+  }
+  device.upload(buffer.data(), index.data(), bytes);
+  return {buffer.as<int32_t>(), static_cast<int>(index.size())};
+}
+
+void copy_up_projection(const std::vector<float>& up, std::vector<float> up_bias, int ffn,
+                        sparsity::MlpRouter& mlp) {
+  mlp.copy.resize(dtype_bytes(DType::kQ4_0, up.size()));
+  quantize_q4_0(up.data(), mlp.copy.data(), up.size());
+  mlp.bias = std::move(up_bias);
+  mlp.bias.resize(ffn);
+}
+
+void copy_up_projections(const ModelFile& file, sparsity::Routers& routers) {
+  for (size_t i = 0; i < routers.mlps.size(); ++i) {
+    if (routers.mlps[i].unit <= 0) continue;
+    copy_up_projection(backend::host_values(file.layers[i].up),
+                       backend::host_values(file.layers[i].up_bias), routers.ffn, routers.mlps[i]);
+  }
+}
+
+Status prepare_neurons(const ModelFile& file, const std::string& directory,
+                       sparsity::Profile& profile) {
+  if (!profile.routes_neurons()) return {};
+  POLAR_RETURN_IF_ERROR(check_chooses_neurons(file.config(), directory));
+  sparsity::Routers routers = *profile.routers;
+  copy_up_projections(file, routers);
+  profile.routers = std::make_shared<const sparsity::Routers>(std::move(routers));
+  return {};
+}
+
+Status RoutedNeurons::prepare_layer(backend::Device& device, int index) {
+  const sparsity::MlpRouter& mlp = routers_->mlps[index];
+  if (!mlp.routes()) return {};
+  const auto matrix = [](const auto& values, DType type, int64_t rows, int64_t columns) {
+    return Tensor{
+        const_cast<void*>(static_cast<const void*>(values.data())), type, {rows, columns, 1, 1}, 2};
+  };
+  Layer& layer = layers_[index];
+  Tensor wide;
+  if (mlp.rank > 0) {
+    const Tensor narrow = matrix(mlp.a, DType::kF32, mlp.rank, routers_->hidden);
+    POLAR_ASSIGN(layer.narrow, device.prepare({"MLP router", {narrow}, false}));
+    wide = matrix(mlp.b, DType::kF32, routers_->ffn, mlp.rank);
+  } else {
+    if (mlp.copy.empty()) {
+      return bad_input("routers", "layers." + std::to_string(index) + ".mlp_router.unit",
+                       "no model whose weights to copy", "a model, not --dummy");
+    }
+    wide = matrix(mlp.copy, DType::kQ4_0, routers_->ffn, routers_->hidden);
+  }
+  POLAR_ASSIGN(layer.wide, device.prepare({"MLP router", {wide}, false}));
+  POLAR_ASSIGN(layer.bias, device.allocate(mlp.bias.size() * sizeof(float), "routers"));
+  device.upload(layer.bias.data(), mlp.bias.data(), mlp.bias.size() * sizeof(float));
+  return {};
+}
+
+Result<std::unique_ptr<RoutedNeurons>> RoutedNeurons::create(
+    backend::Device& device, std::shared_ptr<const sparsity::Routers> routers,
+    std::vector<double> recalls, std::shared_ptr<const MlpCost> cost) {
+  POLAR_CHECK(!recalls.empty());
+  std::unique_ptr<RoutedNeurons> planner(new RoutedNeurons);
+  planner->layers_.resize(routers->mlps.size());
+  planner->routers_ = std::move(routers);
+  planner->same_recall_ = std::equal(recalls.begin() + 1, recalls.end(), recalls.begin());
+  planner->recalls_ = std::move(recalls);
+  for (size_t i = 0; i < planner->layers_.size(); ++i)
+    POLAR_RETURN_IF_ERROR(planner->prepare_layer(device, static_cast<int>(i)));
+  if (cost == nullptr) return planner;
+  std::vector<MlpCost::Sample> samples = cost->samples();
+  for (MlpCost::Sample& sample : samples)
+    POLAR_RETURN_IF_ERROR(planner->add_routing(device, sample));
+  planner->cost_ = std::make_shared<const MlpCost>(std::move(samples));
+  return planner;
+}
+
+double RoutedNeurons::recall_of(backend::Device& device, const backend::Batch& batch) const {
+  if (same_recall_) return recalls_[0];
+  std::vector<int32_t> points(batch.rows);
+  device.download(points.data(), batch.point, points.size() * sizeof(points[0]));
+  double most = 0;
+  for (const int32_t point : points) {
+    if (recalls_[point] == 0) return 0;
+    most = std::max(most, recalls_[point]);
+  }
+  return most;
+}
+
+int RoutedNeurons::count_of(int layer, int rows, double recall) const {
+  return std::min(routers_->ffn, sparsity::neurons_for(*routers_, layer, rows, recall));
+}
+
+const backend::NeuronSet* RoutedNeurons::choose(const MlpContext& context) {
+  if (layers_[context.layer].wide == nullptr) return nullptr;
+  const double recall = recall_of(context.device, context.batch);
+  if (recall == 0) return nullptr;
+  const auto rows = static_cast<int>(context.normed.shape[0]);
+  const int count = count_of(context.layer, rows, recall);
+  if (count == routers_->ffn || (cost_ != nullptr && !cost_->pays(rows, count))) return nullptr;
+  return route(context.device, context.layer, context.normed, context.scratch, count);
+}
+
+const backend::NeuronSet* RoutedNeurons::route(backend::Device& device, int index, const Tensor& x,
+                                               const Tensor& scratch, int count) {
+  const Layer& layer = layers_[index];
+  count_router(static_cast<double>(layer.wide->bytes() +
+                                   (layer.narrow != nullptr ? layer.narrow->bytes() : 0)));
+  const auto rows = static_cast<int>(x.shape[0]);
+  Tensor in = x;
+  if (layer.narrow != nullptr) {
+    const int64_t rank = layer.narrow->rows();
+    const size_t bytes = dtype_bytes(x.dtype, static_cast<size_t>(rows) * rank);
+    if (narrow_.bytes() < bytes) {
+      auto allocated = device.allocate(bytes, "routers");
+      POLAR_CHECK(allocated.ok());
+      narrow_ = std::move(allocated).value();
+    }
+    in = Tensor{narrow_.data(), x.dtype, {rows, rank, 1, 1}, 2};
+    device.ops().linear({x, layer.narrow.get(), nullptr, in});
+  }
+  device.ops().linear({in, layer.wide.get(), layer.bias.as<float>(), scratch});
+  std::vector<float> logits = download_values(device, scratch);
+  const float unit = routers_->mlps[index].unit;
+  for (float& logit : logits) logit = unit > 0 ? logit / unit : logit;
+  const auto by = unit > 0 ? sparsity::UnionBy::kLikely : sparsity::UnionBy::kSum;
+  set_ = upload_neurons(
+      device, sparsity::choose_neurons(logits.data(), rows, routers_->ffn, count, by), index_);
+  return &set_;
+}
+
+/// Adds what routing takes, per layer, to a choice's fixed time: the fastest of a few passes over
+/// all layers that have a router.
+Status RoutedNeurons::add_routing(backend::Device& device, MlpCost::Sample& sample) {
+  using Clock = std::chrono::steady_clock;
+  constexpr int kPasses = 4;
+  const DType type = device.info().activation;
+  const auto bytes = [&](int64_t width) { return dtype_bytes(type, sample.rows * width); };
+  POLAR_ASSIGN(backend::Buffer x, device.allocate(bytes(routers_->hidden), "timing a router"));
+  POLAR_ASSIGN(backend::Buffer scratch, device.allocate(bytes(routers_->ffn), "timing a router"));
+  const std::vector<std::byte> zeros(bytes(routers_->hidden));
+  device.upload(x.data(), zeros.data(), zeros.size());
+  const Tensor in{x.data(), type, {sample.rows, routers_->hidden, 1, 1}, 2};
+  const Tensor out{scratch.data(), type, {sample.rows, routers_->ffn, 1, 1}, 2};
+  const double recall = *std::max_element(recalls_.begin(), recalls_.end());
+  double fastest = std::numeric_limits<double>::infinity();
+  for (int pass = 0; pass < kPasses; ++pass) {
+    int routed = 0;
+    const auto begin = Clock::now();
+    for (int layer = 0; layer < static_cast<int>(layers_.size()); ++layer) {
+      if (layers_[layer].wide == nullptr) continue;
+      route(device, layer, in, out, count_of(layer, sample.rows, recall));
+      ++routed;
+    }
+    device.synchronize();
+    const double seconds = std::chrono::duration<double>(Clock::now() - begin).count();
+    fastest = std::min(fastest, seconds / std::max(routed, 1));
+  }
+  sample.fixed_seconds += fastest;
+  return {};
+}
+
+}  // namespace polar::model
