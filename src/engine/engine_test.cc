@@ -14,6 +14,7 @@
 #include <random>
 #include <set>
 
+#include "engine/test_requests.h"
 #include "model/decoder.h"
 #include "model/small_config.h"
 
@@ -99,53 +100,6 @@ class EngineTest : public ::testing::Test {
   std::unique_ptr<backend::Device> device_;
   std::unique_ptr<model::Weights> weights_;
 };
-
-std::vector<int32_t> random_tokens(int count, uint64_t seed) {
-  std::mt19937_64 random(seed);
-  std::vector<int32_t> tokens(count);
-  for (int32_t& token : tokens) token = static_cast<int32_t>(random() % 211);
-  return tokens;
-}
-
-struct Outcome {
-  std::vector<int32_t> tokens;
-  std::vector<TokenInfo> infos, prompt;
-  FinishReason finish = FinishReason::kError;
-  Usage usage;
-};
-
-Outcome drain(Generation& generation) {
-  Outcome outcome;
-  while (const auto event = generation.next()) {
-    for (const auto& info : event->tokens) {
-      outcome.tokens.push_back(info.token);
-      outcome.infos.push_back(info);
-    }
-    outcome.prompt.insert(outcome.prompt.end(), event->prompt.begin(), event->prompt.end());
-    outcome.usage = event->usage;
-    if (event->finish) outcome.finish = *event->finish;
-  }
-  return outcome;
-}
-
-GenerationRequest request_of(std::vector<int32_t> prompt, int max_tokens) {
-  GenerationRequest request;
-  request.prompt = std::move(prompt);
-  request.max_tokens = max_tokens;
-  return request;
-}
-
-std::vector<Outcome> run_all(Engine& engine, const std::vector<GenerationRequest>& requests) {
-  std::vector<std::shared_ptr<Generation>> generations;
-  for (const auto& request : requests) {
-    auto generation = engine.submit(request);
-    EXPECT_TRUE(generation.ok()) << generation.error().message;
-    generations.push_back(std::move(generation).value());
-  }
-  std::vector<Outcome> outcomes;
-  for (const auto& generation : generations) outcomes.push_back(drain(*generation));
-  return outcomes;
-}
 
 TEST_F(EngineTest, GreedyInAnyBatchEqualsTheDecoderByHand) {
   const std::vector<int> lengths = {1, 15, 16, 17, 40, 100, 3, 64, 31, 5};
