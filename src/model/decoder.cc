@@ -21,6 +21,19 @@ backend::AttentionArgs LayerContext::attention() const {
   return args;
 }
 
+namespace {
+
+/// A row of a matrix, as a matrix.
+Tensor row_of(const Tensor& matrix, int row) {
+  const size_t bytes = dtype_bytes(matrix.dtype, static_cast<size_t>(matrix.shape[1]));
+  return {static_cast<std::byte*>(matrix.data) + row * bytes,
+          matrix.dtype,
+          {1, matrix.shape[1], 1, 1},
+          2};
+}
+
+}  // namespace
+
 void DensePlanner::plan(const LayerContext& context) {
   backend::PlanArgs args;
   args.batch = &context.batch;
@@ -188,26 +201,44 @@ void Decoder::mlp_half(int layer, const Batch& batch, NeuronPlanner* neurons) {
       config.norm_after ? hidden(batch.rows) : view(normed_, batch.rows, config.hidden);
   if (!config.norm_after) ops.norm({residual, take_pending(batch.rows), w.mlp_norm, normed});
 
-  backend::MlpArgs mlp;
-  mlp.x = normed;
-  mlp.up = w.up.get();
-  mlp.up_bias = w.up_bias;
-  mlp.down = w.down.get();
-  mlp.down_bias = w.down_bias;
-  mlp.activation = config.activation;
-  mlp.gated = config.gated;
-  mlp.scratch = view(mlp_scratch_, batch.rows, config.ffn * (config.gated ? 2 : 1));
-  mlp.y = view(delta_, batch.rows, config.hidden);
-  if (neurons != nullptr && batch.planned_rows() > 0) {
-    if (batch.prefill_rows == 0) {
-      mlp.neurons = neurons->plan({device_, config, w, layer, batch, normed, mlp.scratch});
-    } else {
-      neurons->count_dense(config);
-    }
-  }
-  ops.mlp(mlp);
+  mlp(layer, batch, neurons, normed);
   pending_add_ = true;
   if (config.norm_after) ops.norm({residual, take_pending(batch.rows), w.mlp_norm, residual});
+}
+
+/// The MLP of normed [rows][hidden] into `delta_`, of all neurons or of those that are chosen.
+void Decoder::mlp(int layer, const Batch& batch, NeuronPlanner* neurons, const Tensor& normed) {
+  const ModelConfig& config = weights_.config;
+  const LayerWeights& w = weights_.layers[layer];
+  backend::MlpArgs args;
+  args.x = normed;
+  args.up = w.up.get();
+  args.up_bias = w.up_bias;
+  args.down = w.down.get();
+  args.down_bias = w.down_bias;
+  args.activation = config.activation;
+  args.gated = config.gated;
+  args.scratch = view(mlp_scratch_, batch.rows, config.ffn * (config.gated ? 2 : 1));
+  args.y = view(delta_, batch.rows, config.hidden);
+  const bool asks = neurons != nullptr && batch.planned_rows() > 0 && batch.prefill_rows == 0;
+  if (!asks && neurons != nullptr && batch.planned_rows() > 0) neurons->count_dense(config);
+  if (!asks || !neurons->rows_alone()) {
+    if (asks)
+      args.neurons = neurons->plan({device_, config, w, layer, batch, normed, args.scratch});
+    device_.ops().mlp(args);
+    return;
+  }
+  const backend::MlpArgs all = args;
+  for (int row = 0; row < batch.rows; ++row) {
+    Batch one = batch;
+    one.rows = 1;
+    one.point = batch.point + row;
+    args.x = row_of(all.x, row);
+    args.scratch = row_of(all.scratch, row);
+    args.y = row_of(all.y, row);
+    args.neurons = neurons->plan({device_, config, w, layer, one, args.x, args.scratch});
+    device_.ops().mlp(args);
+  }
 }
 
 float* Decoder::head(const Batch& batch) {

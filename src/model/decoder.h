@@ -47,6 +47,11 @@ class NeuronPlanner {
   /// The layer's neurons, or null: all of them. Valid until the next call.
   const backend::NeuronSet* plan(const MlpContext& context);
 
+  /// Whether each row of a step chooses as if it were alone in it. So the rows of a text, scored
+  /// many in a step, compute what decode steps at batch 1 do. Off at first.
+  void set_rows_alone(bool alone) { rows_alone_ = alone; }
+  bool rows_alone() const { return rows_alone_; }
+
   /// Counts a layer that ran dense without being asked.
   void count_dense(const ModelConfig& config);
 
@@ -72,6 +77,7 @@ class NeuronPlanner {
 
  private:
   Counts counts_;
+  bool rows_alone_ = false;
 };
 
 /// Decides what a layer's attention reads. A profile's planner queues the plan verb; those of
@@ -140,6 +146,7 @@ class Decoder {
   Decoder(backend::Device& device, const Weights& weights, DecoderLimits limits);
   Status allocate();
   Tensor view(const backend::Buffer& buffer, int rows, int64_t width) const;
+  void mlp(int layer, const backend::Batch& batch, NeuronPlanner* neurons, const Tensor& normed);
   Tensor take_pending(int rows);
 
   backend::Device& device_;

@@ -82,6 +82,7 @@ class Evaluator {
     const int rows = std::max(options_.rows_per_step, options_.batch);
     POLAR_ASSIGN(decoder_, model::Decoder::create(device_, weights, {rows, rows}));
     if (!dense_is_known()) POLAR_RETURN_IF_ERROR(make_cache(dense_cache_, 0));
+    if (chooses_neurons()) planner_->neurons()->set_rows_alone(options_.batch == 1);
     if (planner_ != nullptr)
       POLAR_RETURN_IF_ERROR(make_cache(sparse_cache_, planner_->selects_pages() ? rows : 0));
     return {};
@@ -127,7 +128,7 @@ class Evaluator {
     const int most = std::max(1, options_.rows_per_step / count);
     for (int begin = 0; begin < rows;) {
       const bool in_prompt = begin < options_.prompt;
-      const int step = chooses_neurons() && !in_prompt ? 1 : most;
+      const int step = chooses_neurons() && options_.batch > 1 && !in_prompt ? 1 : most;
       const int end = std::min({begin + step, rows, in_prompt ? options_.prompt : rows});
       score_rows(first, count, begin, end, in_prompt);
       begin = end;

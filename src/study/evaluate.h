@@ -36,7 +36,7 @@ struct EvaluateOptions {
   DType kv_dtype = DType::kF16;
   int rows_per_step = 256;
   /// Windows that advance in lock-step. A planner that chooses neurons sees one row of each window
-  /// in a step, as a server's decode step has them.
+  /// in a step, as a server's decode step has them; of one window, it sees each row alone.
   int batch = 1;
   /// When given, the dense half is not run again; KL and agreement are not measured then.
   double known_dense_perplexity = 0;

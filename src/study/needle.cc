@@ -151,27 +151,21 @@ Result<std::unique_ptr<Retrieval>> Retrieval::create(backend::Device& device,
   return made;
 }
 
-/// Logits of a needle's scored rows. Rows behind the prompt run as decode steps do: together where
-/// each is planned alone, one by one where the rows of a step share a set of neurons.
+/// Logits of a needle's scored rows. Rows behind the prompt run as decode steps do, each planned
+/// alone.
 std::vector<float> Retrieval::asked_logits(int needle, model::Planner& planner) {
   const Passage& passage = needles_[needle].passage;
   const auto end = static_cast<int>(passage.tokens.size());
-  const int step = planner.neurons() != nullptr ? 1 : end - passage.prompt;
+  if (planner.neurons() != nullptr) planner.neurons()->set_rows_alone(true);
   const auto vocabulary = static_cast<size_t>(weights_.config.vocabulary);
-  std::vector<float> all;
-  auto scored = passage.scored_rows.begin();
-  for (int begin = passage.prompt; begin < end; begin += step) {
-    std::vector<int32_t> rows;
-    for (; scored != passage.scored_rows.end() && *scored < begin + step; ++scored)
-      rows.push_back(*scored - begin);
-    const Chunk asked{needle, begin, std::span(passage.tokens).subspan(begin, step), true};
-    const float* logits =
-        decoder_->forward(cache_->pack({&asked, 1}, rows), cache_->kv(), planner, nullptr);
-    const size_t seen = all.size();
-    all.resize(seen + rows.size() * vocabulary);
-    if (!rows.empty())
-      device_.download(all.data() + seen, logits, (all.size() - seen) * sizeof(float));
-  }
+  const int begin = passage.prompt;
+  std::vector<int32_t> rows;
+  for (const int32_t row : passage.scored_rows) rows.push_back(row - begin);
+  const Chunk asked{needle, begin, std::span(passage.tokens).subspan(begin, end - begin), true};
+  const float* logits =
+      decoder_->forward(cache_->pack({&asked, 1}, rows), cache_->kv(), planner, nullptr);
+  std::vector<float> all(rows.size() * vocabulary);
+  device_.download(all.data(), logits, all.size() * sizeof(float));
   return all;
 }
 
