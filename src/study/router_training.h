@@ -1,6 +1,6 @@
 #pragma once
 // Trains routers from what the model itself computes on a text: linear head routers by logistic
-// regression. MLP routers are copies of the model's own weights: measured, not trained.
+// regression.
 
 #include <functional>
 #include <memory>
@@ -28,7 +28,7 @@ struct TrainedRouters {
   std::vector<double> union_share, computed_share;
 };
 
-/// Trains on all windows but the last eighth, which measures how many neurons hold the recalls. The
+/// Trains on all windows but the last eighth, on which measure_neuron_recall() measures. The
 /// result of the same seed is the same. Models that are not plain ReLU, or whose hidden size is no
 /// multiple of 32, get head routers alone. Errors: fewer than 8 windows, no memory.
 Result<TrainedRouters> train_routers(backend::Device& device, const model::ModelFile& file,
