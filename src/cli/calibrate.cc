@@ -9,6 +9,8 @@
 #include "cli/table.h"
 #include "engine/load_tokenizer.h"
 #include "io/atomic_file.h"
+#include "model/routed_neurons.h"
+#include "study/neuron_recall.h"
 #include "study/report.h"
 #include "study/router_training.h"
 
@@ -27,6 +29,7 @@ struct CalibrateFlags {
   bool curve = false;
   int curve_settings = 5;
   int router_windows = 40;
+  bool all_neurons = false;
   study::RouterOptions router;
   Format format = Format::kMarkdown;
 };
@@ -80,11 +83,43 @@ Result<int> train(CalibrateFlags& flags, backend::Device& device, const model::M
   return kOk;
 }
 
+bool holds_routers(const std::string& folder) {
+  return std::filesystem::exists(std::filesystem::path(folder) / "routers.safetensors");
+}
+
+/// The folder's routers of neurons, or new ones, put beside the head routers that may stand there.
+Result<std::shared_ptr<const sparsity::Routers>> neuron_routers(const CalibrateFlags& flags,
+                                                                backend::Device& device,
+                                                                const model::ModelFile& file,
+                                                                const model::Weights& weights,
+                                                                const study::Windows& windows) {
+  const model::ModelConfig& config = file.config();
+  sparsity::Routers stored;
+  if (holds_routers(flags.out)) {
+    POLAR_ASSIGN(stored, sparsity::read_routers(flags.out, config.layers, config.hidden,
+                                                config.kv_heads, config.ffn));
+    if (stored.routes_neurons()) {
+      model::copy_up_projections(file, stored);
+      return std::make_shared<const sparsity::Routers>(std::move(stored));
+    }
+  }
+  study::NeuronRecallOptions options;
+  options.recalls = flags.router.recalls;
+  options.kv_dtype = flags.options.kv_dtype;
+  options.seed = flags.options.seed;
+  options.progress = flags.options.progress;
+  POLAR_ASSIGN(study::NeuronRecall measured,
+               study::measure_neuron_recall(device, file, weights, windows, options));
+  if (stored.routes_heads()) measured.routers.heads = std::move(stored.heads);
+  POLAR_RETURN_IF_ERROR(sparsity::write_routers(flags.out, measured.routers));
+  return std::make_shared<const sparsity::Routers>(std::move(measured.routers));
+}
+
 /// Which settings the curve has. Routers that an earlier run left in the folder take part.
 Status prepare_curve(CalibrateFlags& flags, backend::Device& device, const model::ModelFile& file) {
   const model::ModelConfig& config = file.config();
   std::shared_ptr<const sparsity::Routers> routers;
-  if (std::filesystem::exists(std::filesystem::path(flags.out) / "routers.safetensors")) {
+  if (holds_routers(flags.out)) {
     POLAR_ASSIGN(auto read, sparsity::read_routers(flags.out, config.layers, config.hidden,
                                                    config.kv_heads, config.ffn));
     routers = std::make_shared<const sparsity::Routers>(std::move(read));
@@ -152,6 +187,11 @@ Result<int> calibrate(CalibrateFlags& flags) {
                      std::min(flags.options.context, 1024), flags.router_windows));
     return train(flags, *device, file, weights, windows);
   }
+  if (study::has_routable_neurons(file.config()) && !flags.all_neurons) {
+    flags.options.neurons = [&](const study::Windows& windows) {
+      return neuron_routers(flags, *device, file, weights, windows);
+    };
+  }
   if (flags.curve) POLAR_RETURN_IF_ERROR(prepare_curve(flags, *device, file));
   POLAR_ASSIGN(
       const study::Calibration calibration,
@@ -164,7 +204,9 @@ Result<int> calibrate(CalibrateFlags& flags) {
                     {"max_loss", point.quality.max_loss},
                     {"measured_loss",
                      point.quality.perplexity_ratio > 0 ? point.quality.perplexity_ratio - 1 : 0.0},
-                    {"effective_density", point.quality.effective_density}});
+                    {"effective_density", point.quality.effective_density},
+                    {"recall", point.recall},
+                    {"neuron_share", point.quality.neuron_share}});
   }
   fmt::print("{}", print_rows(rows, flags.format));
   fmt::print(stderr, "wrote {}/profile.json\n", flags.out);
@@ -231,6 +273,8 @@ void add_calibrate(CLI::App& app, Run& run) {
       "--routers", flags->routers,
       "Train routers of heads (and measure those of a ReLU model's neurons) instead of a "
       "search");
+  command->add_flag("--all-neurons", flags->all_neurons,
+                    "Points of a ReLU model compute all neurons of its MLPs");
   command->add_option("--router-windows", flags->router_windows, "Windows that routers train on")
       ->check(CLI::Range(8, 1 << 16))
       ->capture_default_str();

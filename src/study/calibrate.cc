@@ -21,6 +21,7 @@ ordered_json quality_json(const sparsity::Quality& quality) {
           {"kl", quality.kl},
           {"agreement", quality.agreement},
           {"density", quality.effective_density},
+          {"neurons", quality.neuron_share},
           {"needles", {quality.needles, quality.dense_needles, quality.sparse_needles}}};
 }
 
@@ -29,6 +30,7 @@ void read_quality(const ordered_json& json, sparsity::Quality& quality) {
   quality.kl = json["kl"];
   quality.agreement = json["agreement"];
   quality.effective_density = json["density"];
+  quality.neuron_share = json.value("neurons", 1.0);
   quality.needles = json["needles"][0];
   quality.dense_needles = json["needles"][1];
   quality.sparse_needles = json["needles"][2];
@@ -43,6 +45,17 @@ std::string of_routers(const std::shared_ptr<const sparsity::Routers>& routers) 
       hash = (hash ^ std::bit_cast<uint32_t>(value)) * 0x100000001b3ull;
   }
   return ", routers " + std::to_string(hash);
+}
+
+/// The same for routers of neurons.
+std::string of_neurons(const sparsity::Routers& routers) {
+  uint64_t hash = 0xcbf29ce484222325ull;
+  for (const sparsity::MlpRouter& mlp : routers.mlps) {
+    hash = (hash ^ std::bit_cast<uint32_t>(mlp.unit)) * 0x100000001b3ull;
+    for (const int32_t count : mlp.neurons)
+      hash = (hash ^ static_cast<uint32_t>(count)) * 0x100000001b3ull;
+  }
+  return ", neurons " + std::to_string(hash);
 }
 
 /// Windows are dealt over the whole text: the even ones for importance, the odd ones held out.
@@ -99,6 +112,19 @@ class Calibrator {
     return {};
   }
 
+  /// Asks who chooses neurons.
+  Status prepare_neurons() {
+    if (!options_.neurons) return {};
+    Windows windows;
+    windows.context = options_.context;
+    for (const Passage& passage : slices_.importance) {
+      windows.tokens.insert(windows.tokens.end(), passage.tokens.begin(), passage.tokens.end());
+      ++windows.count;
+    }
+    POLAR_ASSIGN(neurons_, options_.neurons(windows));
+    return {};
+  }
+
   Status measure_importance() {
     POLAR_ASSIGN(result_.text_importance, importance("text", slices_.importance));
     std::vector<Passage> asked;
@@ -126,10 +152,12 @@ class Calibrator {
   /// The families, each searched for the fewest bytes inside the budget; the best of them becomes
   /// an operating point.
   Status choose(double max_loss) {
+    POLAR_ASSIGN(const Neurons neurons, choose_neurons(max_loss));
+    const double budget = max_loss * kSafety - neurons.loss;
     std::optional<Trial> best;
     for (const Family& family : families()) {
       const double limit = best ? best->effective_density : 1.0;
-      POLAR_ASSIGN(std::optional<Trial> trial, search(family, max_loss, limit));
+      POLAR_ASSIGN(std::optional<Trial> trial, search(family, budget, limit));
       if (trial && (!best || trial->effective_density < best->effective_density))
         best = std::move(trial);
     }
@@ -138,8 +166,8 @@ class Calibrator {
     if (best) point = best->point;
     const std::string trial = point.name;
     point.name = point_name(max_loss);
-    POLAR_ASSIGN(point.quality, final_quality(point, trial));
-    point.quality.max_loss = max_loss;
+    point.recall = neurons.recall;
+    POLAR_RETURN_IF_ERROR(measure_together(point, trial, max_loss));
     result_.profile.points.push_back(std::move(point));
     return {};
   }
@@ -244,23 +272,73 @@ class Calibrator {
     return sum;
   }
 
-  bool inside(const Trial& trial, double max_loss) const {
-    return trial.loss <= max_loss * kSafety && trial.needles >= result_.dense_needles &&
+  bool inside(const Trial& trial, double budget) const {
+    return trial.loss <= budget && trial.needles >= result_.dense_needles &&
            trial.effective_density <= 1;  // mean keys can cost more than the pages they save
+  }
+
+  /// A point's neurons, and what they alone lose.
+  struct Neurons {
+    double recall = 0, loss = 0;
+  };
+
+  /// The least recall that alone stays inside its share of the budget, by bisection: loss falls as
+  /// recall grows.
+  Result<Neurons> choose_neurons(double max_loss) {
+    Neurons chosen;
+    if (neurons_ == nullptr) return chosen;
+    OperatingPoint point =
+        sparsity::dense_profile(weights_.config.layers, weights_.config.kv_heads).points[0];
+    const std::vector<double>& recalls = neurons_->recalls;
+    for (int low = 0, high = static_cast<int>(recalls.size()) - 1; low <= high;) {
+      const int middle = (low + high) / 2;
+      point.recall = recalls[middle];
+      const std::string name = "neurons" + of_recall(point);
+      CurvePoint measured;
+      POLAR_RETURN_IF_ERROR(measure_once(
+          "trial " + name, name, [&] { return planner_of(point); }, measured));
+      if (measured.loss <= max_loss * kNeuronShare && measured.needles >= result_.dense_needles) {
+        chosen = {point.recall, std::max(0.0, measured.loss)};
+        high = middle - 1;
+      } else {
+        low = middle + 1;
+      }
+    }
+    return chosen;
+  }
+
+  std::string of_recall(const OperatingPoint& point) const {
+    if (point.recall == 0) return "";
+    return ", recall " + std::to_string(point.recall) + of_neurons(*neurons_);
+  }
+
+  /// Measures heads and neurons together. Losses do not quite add up: where both are too much, more
+  /// neurons are computed.
+  Status measure_together(OperatingPoint& point, const std::string& trial, double max_loss) {
+    for (;;) {
+      POLAR_ASSIGN(point.quality, final_quality(point, trial));
+      point.quality.max_loss = max_loss;
+      const bool fits = point.quality.perplexity_ratio - 1 <= max_loss * kSafety &&
+                        point.quality.sparse_needles >= point.quality.dense_needles;
+      if (fits || point.recall == 0) return {};
+      const auto next =
+          std::upper_bound(neurons_->recalls.begin(), neurons_->recalls.end(), point.recall);
+      point.recall = next == neurons_->recalls.end() ? 0 : *next;
+    }
   }
 
   /// Bisection over a family's knob, among its points that are expected to read less than `limit`:
   /// loss falls as bytes grow. Nothing: none of them stays inside the budget.
-  Result<std::optional<Trial>> search(const Family& family, double max_loss, double limit) {
+  Result<std::optional<Trial>> search(const Family& family, double budget, double limit) {
     int high = static_cast<int>(family.points.size()) - 1;
     while (high >= 0 && expected(family.points[high]) >= limit) --high;
     if (high < 0) return std::optional<Trial>();
     POLAR_ASSIGN(Trial best, measure(family, high));
-    if (!inside(best, max_loss)) return std::optional<Trial>();
+    if (!inside(best, budget)) return std::optional<Trial>();
     for (int low = 0; low < high;) {
       const int middle = (low + high) / 2;
       POLAR_ASSIGN(Trial trial, measure(family, middle));
-      if (inside(trial, max_loss)) {
+      if (inside(trial, budget)) {
         high = middle;
         best = std::move(trial);
       } else {
@@ -309,7 +387,7 @@ class Calibrator {
 
   /// The chosen point beside dense, row by row.
   Result<sparsity::Quality> final_quality(const OperatingPoint& point, const std::string& trial) {
-    const std::string key = "beside dense: " + trial;
+    const std::string key = "beside dense: " + trial + of_recall(point);
     sparsity::Quality quality;
     quality.text = options_.text_name + ", " + std::to_string(slices_.held_out.count) +
                    " held-out windows of " + std::to_string(options_.context);
@@ -326,6 +404,7 @@ class Calibrator {
     quality.kl = measured.kl;
     quality.agreement = measured.agreement;
     quality.effective_density = measured.effective_density();
+    quality.neuron_share = measured.neuron_share;
     quality.needles = needles.count;
     quality.dense_needles = needles.dense_correct;
     quality.sparse_needles = needles.sparse_correct;
@@ -337,6 +416,7 @@ class Calibrator {
     Profile profile = sparsity::dense_profile(weights_.config.layers, weights_.config.kv_heads);
     profile.page_score = options_.page_score;
     profile.points = {point};
+    profile.routers = neurons_;
     return point_planner(device_, profile, 0);
   }
 
@@ -345,6 +425,8 @@ class Calibrator {
   /// A point must do better on the held-out slice than the budget says, for texts that calibration
   /// never saw.
   static constexpr double kSafety = 0.8;
+  /// Of the budget, what neurons alone may lose: they pay at small batches only, pages at all.
+  static constexpr double kNeuronShare = 0.125;
 
   backend::Device& device_;
   const model::Weights& weights_;
@@ -353,6 +435,7 @@ class Calibrator {
   Slices slices_;
   std::unique_ptr<Retrieval> retrieval_;  // the held-out prompts
   std::vector<int> ranked_;
+  std::shared_ptr<const sparsity::Routers> neurons_;  // null: none are chosen
   Calibration result_;
 };
 
@@ -384,6 +467,7 @@ Result<Calibration> calibrate(backend::Device& device, const model::Weights& wei
                CalibrationState::open(directory, identity_of(fingerprint, options, text_bytes)));
   Calibrator calibrator(device, weights, options, state);
   POLAR_RETURN_IF_ERROR(calibrator.slice(documents, encode, leading_token));
+  POLAR_RETURN_IF_ERROR(calibrator.prepare_neurons());
   POLAR_RETURN_IF_ERROR(calibrator.measure_importance());
   POLAR_RETURN_IF_ERROR(calibrator.measure_dense());
   calibrator.begin_profile();

@@ -36,6 +36,9 @@ struct CalibrateOptions {
   int importance_windows = 2;  // windows on which units are left out, one by one
   int held_out_windows = 12;   // windows that decide
   int needles = 24;            // retrieval prompts: a third ranks the units, the others decide
+  /// Gives the MLP routers that points may use, with their copies: asked once, with windows that
+  /// the held-out slice does not hold. Null: points compute all neurons.
+  std::function<Result<std::shared_ptr<const sparsity::Routers>>(const Windows&)> neurons;
   backend::PageScore page_score = backend::PageScore::kCodes;
   DType kv_dtype = DType::kF16;
   uint64_t seed = 1;

@@ -1,0 +1,179 @@
+// Calibration of a ReLU model: points that choose neurons too.
+
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <cmath>
+#include <filesystem>
+#include <fstream>
+#include <random>
+#include <sstream>
+
+#include "study/calibrate.h"
+#include "study/neuron_recall.h"
+#include "study/sequence_cache.h"
+
+namespace polar::study {
+namespace {
+
+constexpr int kContext = 112, kVocabulary = 96;
+
+std::vector<int32_t> encode(const std::string& text, bool) {
+  std::vector<int32_t> tokens;
+  for (const char c : text) tokens.push_back(static_cast<unsigned char>(c) % kVocabulary);
+  return tokens;
+}
+
+class CalibrateNeurons : public testing::Test {
+ protected:
+  void SetUp() override {
+    device_ = std::move(backend::make_cpu_device({})).value();
+    auto file = model::ModelFile::open(std::string(POLAR_GOLDEN_DIR) + "/models/opt");
+    ASSERT_TRUE(file.ok()) << file.error().message;
+    file_ = std::make_unique<model::ModelFile>(std::move(file).value());
+    auto weights = model::load_weights(*device_, *file_);
+    ASSERT_TRUE(weights.ok()) << weights.error().message;
+    weights_ = std::make_unique<model::Weights>(std::move(weights).value());
+    std::mt19937_64 random(11);
+    for (int i = 0; i < 6; ++i) documents_.push_back(sample_text(random));
+    options_.max_losses = {0.2, 0.01};
+    options_.context = kContext;
+    options_.importance_windows = 1;
+    options_.held_out_windows = 3;
+    options_.needles = 0;
+    options_.kv_dtype = DType::kF32;
+    options_.text_name = "text.txt";
+    options_.neurons = [this](const Windows& windows) { return routers(windows); };
+  }
+  ~CalibrateNeurons() override { std::filesystem::remove_all(root_); }
+
+  /// One window of text drawn from the model itself, so that whatever departs from dense loses.
+  std::string sample_text(std::mt19937_64& random) {
+    auto decoder = model::Decoder::create(*device_, *weights_, {1, 1});
+    auto cache = SequenceCache::create(*device_, weights_->config, DType::kF32, 1, kContext);
+    EXPECT_TRUE(decoder.ok() && cache.ok());
+    model::DensePlanner dense;
+    std::string text(1, 'a');
+    const int32_t row = 0;
+    std::vector<float> logits(kVocabulary);
+    while (text.size() < kContext) {
+      const int32_t token = encode(text.substr(text.size() - 1), false)[0];
+      const Chunk chunk{0, static_cast<int>(text.size()) - 1, {&token, 1}, true};
+      device_->download(
+          logits.data(),
+          (*decoder)->forward(cache->pack({&chunk, 1}, {&row, 1}), cache->kv(), dense, nullptr),
+          logits.size() * sizeof(float));
+      for (float& value : logits) value = std::exp(value);
+      // Characters whose code modulo the vocabulary is the token; none is the separator of
+      // documents.
+      text += static_cast<char>(
+          std::discrete_distribution<int>(logits.begin(), logits.end())(random) + kVocabulary);
+    }
+    return text;
+  }
+
+  Result<std::shared_ptr<const sparsity::Routers>> routers(const Windows& windows) {
+    measured_windows_ = windows.count;
+    NeuronRecallOptions options;
+    options.kv_dtype = DType::kF32;
+    options.recalls = {0.6, 0.8, 0.9, 0.97, 0.999};
+    POLAR_ASSIGN(NeuronRecall measured,
+                 measure_neuron_recall(*device_, *file_, *weights_, windows, options));
+    union_share_ = measured.union_share;
+    computed_share_ = measured.computed_share;
+    return std::make_shared<const sparsity::Routers>(std::move(measured.routers));
+  }
+
+  Result<Calibration> run(const std::string& name) {
+    return calibrate(*device_, *weights_, "f00d", documents_, encode, -1, (root_ / name).string(),
+                     options_);
+  }
+  std::string profile_text(const std::string& name) const {
+    std::ifstream in(root_ / name / "profile.json", std::ios::binary);
+    std::ostringstream bytes;
+    bytes << in.rdbuf();
+    return bytes.str();
+  }
+
+  const std::filesystem::path root_ = std::filesystem::temp_directory_path() /
+                                      ("polar_calibrate_neurons_" + std::to_string(getpid()));
+  std::unique_ptr<backend::Device> device_;
+  std::unique_ptr<model::ModelFile> file_;
+  std::unique_ptr<model::Weights> weights_;
+  std::vector<std::string> documents_;
+  CalibrateOptions options_;
+  int measured_windows_ = 0;
+  std::vector<double> union_share_, computed_share_;
+};
+
+TEST_F(CalibrateNeurons, PointsNameARecallWhoseLossIsMeasuredTogetherWithTheHeads) {
+  const auto calibration = run("a");
+  ASSERT_TRUE(calibration.ok()) << calibration.error().message;
+  EXPECT_EQ(measured_windows_, options_.importance_windows);
+  const sparsity::Profile& profile = calibration->profile;
+  ASSERT_EQ(profile.points.size(), 3u);
+  EXPECT_EQ(profile.points[0].recall, 0);
+  const sparsity::OperatingPoint& wide = profile.points[2];
+  EXPECT_EQ(wide.name, "20%");
+  EXPECT_GT(wide.recall, 0);
+  EXPECT_LT(wide.quality.neuron_share, 0.9);
+  EXPECT_LT(wide.quality.effective_density, 1);
+  for (const sparsity::OperatingPoint& point : profile.points)
+    EXPECT_LE(point.quality.perplexity_ratio - 1, point.quality.max_loss) << point.name;
+  // The tighter budget leaves fewer neurons out.
+  EXPECT_TRUE(profile.points[1].recall == 0 || profile.points[1].recall > wide.recall);
+  EXPECT_GE(profile.points[1].quality.neuron_share, wide.quality.neuron_share);
+
+  const auto read = sparsity::read_profile((root_ / "a").string());
+  ASSERT_TRUE(read.ok()) << read.error().message;
+  EXPECT_EQ(read->points[2].recall, wide.recall);
+}
+
+TEST_F(CalibrateNeurons, ARunThatIsDoneAndAFreshOneGiveTheSameBytes) {
+  ASSERT_TRUE(run("a").ok());
+  const std::string first = profile_text("a");
+  int trials = 0;
+  options_.progress = [&](const std::string& stage, int, int) {
+    trials += stage.find("neurons, recall") != std::string::npos;
+  };
+  ASSERT_TRUE(run("a").ok());
+  EXPECT_EQ(trials, 0);
+  EXPECT_EQ(profile_text("a"), first);
+  ASSERT_TRUE(run("b").ok());
+  EXPECT_GT(trials, 0);
+  EXPECT_EQ(profile_text("b"), first);
+}
+
+TEST_F(CalibrateNeurons, WithoutRoutersPointsComputeAllNeurons) {
+  options_.neurons = nullptr;
+  const auto calibration = run("a");
+  ASSERT_TRUE(calibration.ok()) << calibration.error().message;
+  for (const auto& point : calibration->profile.points) {
+    EXPECT_EQ(point.recall, 0);
+    EXPECT_EQ(point.quality.neuron_share, 1);
+  }
+  EXPECT_EQ(profile_text("a").find("recall"), std::string::npos);
+}
+
+TEST_F(CalibrateNeurons, RecallGrowsWithTheNeuronsAndTheUnionWithTheBatch) {
+  Windows windows;
+  windows.context = kContext;
+  windows.count = 2;
+  for (int i = 0; i < 2; ++i) {
+    const auto tokens = encode(documents_[i], false);
+    windows.tokens.insert(windows.tokens.end(), tokens.begin(), tokens.end());
+  }
+  const auto measured = routers(windows);
+  ASSERT_TRUE(measured.ok());
+  const sparsity::Routers& routers = **measured;
+  const size_t sizes = routers.batches.size();
+  for (size_t s = 1; s < sizes; ++s) EXPECT_GT(union_share_[s], union_share_[s - 1]);
+  for (size_t i = sizes; i < computed_share_.size(); ++i)
+    EXPECT_GE(computed_share_[i], computed_share_[i - sizes]);
+  // Copies of four bits rank a layer's neurons well: 97 % of the active ones of a row, which are
+  // about half of all, take little more than these.
+  EXPECT_LT(computed_share_[3 * sizes], 1.5 * union_share_[0]);
+}
+
+}  // namespace
+}  // namespace polar::study
