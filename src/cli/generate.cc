@@ -139,7 +139,8 @@ class Progress {
  public:
   Progress(size_t done, size_t lines) : begin_done_(done), lines_(lines) {}
 
-  void show(size_t done, int64_t tokens, bool last = false) {
+  /// `summary`: what the last line says beside.
+  void show(size_t done, int64_t tokens, bool last = false, const std::string& summary = "") {
     const auto now = Clock::now();
     const bool terminal = isatty(STDERR_FILENO);
     if (!last &&
@@ -153,6 +154,7 @@ class Progress {
     std::string text = fmt::format("{} of {} prompts, {} tokens, {:.1f} tokens/s", done, lines_,
                                    tokens, static_cast<double>(tokens) / std::max(seconds, 1e-9));
     if (!last && per_line > 0) text += fmt::format(", {}:{:02} left", left / 60, left % 60);
+    text += summary;
     fmt::print(stderr, "{}{}{}", terminal ? "\r\033[K" : "", text, terminal && !last ? "" : "\n");
     std::fflush(stderr);
   }
@@ -162,6 +164,18 @@ class Progress {
   size_t begin_done_, lines_;
   Clock::time_point begin_ = Clock::now(), shown_ = begin_;
 };
+
+/// What decode steps did not read or compute, for the last line.
+std::string saved(const engine::EngineStats& stats) {
+  std::string text;
+  if (stats.kv_bytes_read < stats.kv_bytes_dense) {
+    text +=
+        fmt::format(", {:.1f} % of the KV bytes", 100 * stats.kv_bytes_read / stats.kv_bytes_dense);
+  }
+  if (stats.neuron_density < 1)
+    text += fmt::format(", {:.1f} % of the neurons", 100 * stats.neuron_density);
+  return text;
+}
 
 class Generate {
  public:
@@ -189,7 +203,7 @@ class Generate {
       progress.show(first_, tokens_);
       if (!answers_.empty()) take_news();
     }
-    progress.show(first_, tokens_, true);
+    progress.show(first_, tokens_, true, saved(open_.engine->stats()));
     return failed ? kFailed : kOk;
   }
 
