@@ -139,8 +139,7 @@ Result<int> bench(const BenchFlags& flags) {
   std::unique_ptr<model::ModelFile> file;
   POLAR_ASSIGN(const model::Weights weights, load(flags, *device, file));
   const bool by_point = policy.neurons == study::NeuronChoice::kByPoint &&
-                        !flags.model.profile.empty() &&
-                        model::check_chooses_neurons(weights.config, "").ok();
+                        !flags.model.profile.empty() && weights.config.plain_relu();
   if (by_point || policy.neurons == study::NeuronChoice::kRouted) {
     POLAR_ASSIGN(policy.mlp_cost, measure_mlps(*device, weights));
   }

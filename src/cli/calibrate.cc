@@ -57,9 +57,6 @@ Result<std::vector<double>> parse_losses(const std::string& text) {
 /// Trains routers alone and writes them into the folder, beside whatever profile is there.
 Result<int> train(CalibrateFlags& flags, backend::Device& device, const model::ModelFile& file,
                   const model::Weights& weights, const study::Windows& windows) {
-  flags.router.kv_dtype = flags.options.kv_dtype;
-  flags.router.seed = flags.options.seed;
-  flags.router.progress = flags.options.progress;
   POLAR_ASSIGN(const study::TrainedRouters trained,
                study::train_routers(device, file, weights, windows, flags.router));
   if (flags.router.progress) fmt::print(stderr, "\r\033[K");
@@ -103,13 +100,8 @@ Result<std::shared_ptr<const sparsity::Routers>> neuron_routers(const CalibrateF
       return std::make_shared<const sparsity::Routers>(std::move(stored));
     }
   }
-  study::NeuronRecallOptions options;
-  options.recalls = flags.router.recalls;
-  options.kv_dtype = flags.options.kv_dtype;
-  options.seed = flags.options.seed;
-  options.progress = flags.options.progress;
   POLAR_ASSIGN(study::NeuronRecall measured,
-               study::measure_neuron_recall(device, file, weights, windows, options));
+               study::measure_neuron_recall(device, file, weights, windows, flags.router));
   if (stored.routes_heads()) measured.routers.heads = std::move(stored.heads);
   POLAR_RETURN_IF_ERROR(sparsity::write_routers(flags.out, measured.routers));
   return std::make_shared<const sparsity::Routers>(std::move(measured.routers));
@@ -179,6 +171,9 @@ Result<int> calibrate(CalibrateFlags& flags) {
   const auto encode = [&](const std::string& document, bool special) {
     return tokenizer.encode(document, special);
   };
+  flags.router.kv_dtype = flags.options.kv_dtype;
+  flags.router.seed = flags.options.seed;
+  flags.router.progress = flags.options.progress;
   if (flags.routers) {
     POLAR_ASSIGN(const study::Windows windows,
                  study::make_windows(

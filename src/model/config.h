@@ -57,6 +57,8 @@ struct ModelConfig {
   int32_t bos_token = -1;
 
   int group() const { return heads / kv_heads; }
+  /// Whether a neuron of an MLP that is not above zero adds nothing: those can be left out.
+  bool plain_relu() const { return !gated && activation == backend::Activation::kRelu; }
   int query_width() const { return heads * head_dim; }
   int kv_width() const { return kv_heads * head_dim; }
   float attention_scale() const { return 1.0f / std::sqrt(static_cast<float>(head_dim)); }

@@ -220,9 +220,10 @@ void Decoder::mlp(int layer, const Batch& batch, NeuronPlanner* neurons, const T
   args.gated = config.gated;
   args.scratch = view(mlp_scratch_, batch.rows, config.ffn * (config.gated ? 2 : 1));
   args.y = view(delta_, batch.rows, config.hidden);
-  const bool asks = neurons != nullptr && batch.planned_rows() > 0 && batch.prefill_rows == 0;
-  if (!asks && neurons != nullptr && batch.planned_rows() > 0) neurons->count_dense(config);
-  if (!asks || !neurons->rows_alone()) {
+  const bool decodes = neurons != nullptr && batch.planned_rows() > 0;
+  const bool asks = decodes && batch.prefill_rows == 0;
+  if (decodes && !asks) neurons->count_dense(config);
+  if (!(asks && neurons->rows_alone())) {
     if (asks)
       args.neurons = neurons->plan({device_, config, w, layer, batch, normed, args.scratch});
     device_.ops().mlp(args);

@@ -85,7 +85,7 @@ class MlpTimer {
 }  // namespace
 
 Status check_chooses_neurons(const ModelConfig& config, const std::string& where) {
-  if (!config.gated && config.activation == backend::Activation::kRelu) return {};
+  if (config.plain_relu()) return {};
   return bad_input(where, "neurons", "a model without plain ReLU MLPs",
                    "a ReLU model such as OPT, or all neurons");
 }

@@ -104,16 +104,12 @@ double RoutedNeurons::recall_of(backend::Device& device, const backend::Batch& b
   return most;
 }
 
-int RoutedNeurons::count_of(int layer, int rows, double recall) const {
-  return std::min(routers_->ffn, sparsity::neurons_for(*routers_, layer, rows, recall));
-}
-
 const backend::NeuronSet* RoutedNeurons::choose(const MlpContext& context) {
   if (layers_[context.layer].wide == nullptr) return nullptr;
   const double recall = recall_of(context.device, context.batch);
   if (recall == 0) return nullptr;
   const auto rows = static_cast<int>(context.normed.shape[0]);
-  const int count = count_of(context.layer, rows, recall);
+  const int count = sparsity::neurons_for(*routers_, context.layer, rows, recall);
   if (count == routers_->ffn || (cost_ != nullptr && !cost_->pays(rows, count))) return nullptr;
   return route(context.device, context.layer, context.normed, context.scratch, count);
 }
@@ -166,7 +162,7 @@ Status RoutedNeurons::add_routing(backend::Device& device, MlpCost::Sample& samp
     const auto begin = Clock::now();
     for (int layer = 0; layer < static_cast<int>(layers_.size()); ++layer) {
       if (layers_[layer].wide == nullptr) continue;
-      route(device, layer, in, out, count_of(layer, sample.rows, recall));
+      route(device, layer, in, out, sparsity::neurons_for(*routers_, layer, sample.rows, recall));
       ++routed;
     }
     device.synchronize();

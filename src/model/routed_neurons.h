@@ -33,7 +33,6 @@ class RoutedNeurons : public NeuronPlanner {
   RoutedNeurons() = default;
   /// What the rows want together; 0: all neurons.
   double recall_of(backend::Device& device, const backend::Batch& batch) const;
-  int count_of(int layer, int rows, double recall) const;
   /// The layer's best `count` neurons for x [rows][hidden]; `scratch` [rows][ffn] is overwritten.
   const backend::NeuronSet* route(backend::Device& device, int layer, const Tensor& x,
                                   const Tensor& scratch, int count);

@@ -71,11 +71,6 @@ class Loader {
     return {};
   }
 
-  /// The FC2 of a ReLU model is kept by columns, so that the neurons of a step are contiguous rows.
-  bool gathers() const {
-    return !weights.config.gated && weights.config.activation == backend::Activation::kRelu;
-  }
-
  private:
   Device& device_;
 };
@@ -116,6 +111,8 @@ Result<Weights> load_weights(Device& device, const ModelFile& file) {
   POLAR_RETURN_IF_ERROR(loader.matrix("head", {file.lm_head}, &w.lm_head));
   POLAR_RETURN_IF_ERROR(loader.norm(file.final_norm, file.final_norm_bias, &w.final_norm));
   POLAR_RETURN_IF_ERROR(loader.rope());
+  // The FC2 of a ReLU model is kept by columns, so that the neurons of a step are contiguous rows.
+  const bool gathers = file.config().plain_relu();
   for (const LayerTensors& t : file.layers) {
     LayerWeights layer;
     POLAR_RETURN_IF_ERROR(
@@ -126,7 +123,7 @@ Result<Weights> load_weights(Device& device, const ModelFile& file) {
     POLAR_RETURN_IF_ERROR(loader.matrix("qkv", {t.query, t.key, t.value}, &layer.qkv));
     POLAR_RETURN_IF_ERROR(loader.matrix("attention output", {t.output}, &layer.output));
     POLAR_RETURN_IF_ERROR(loader.matrix("up", {t.gate, t.up}, &layer.up));
-    POLAR_RETURN_IF_ERROR(loader.matrix("down", {t.down}, &layer.down, loader.gathers()));
+    POLAR_RETURN_IF_ERROR(loader.matrix("down", {t.down}, &layer.down, gathers));
     POLAR_ASSIGN(layer.qkv_bias, loader.vector({t.query_bias, t.key_bias, t.value_bias}));
     POLAR_ASSIGN(layer.output_bias, loader.vector({t.output_bias}));
     POLAR_ASSIGN(layer.up_bias, loader.vector({t.up_bias}));
@@ -185,7 +182,7 @@ Result<Weights> dummy_weights(Device& device, const ModelConfig& config, DType d
     POLAR_RETURN_IF_ERROR(matrix(qkv_width, config.hidden, &layer.qkv));
     POLAR_RETURN_IF_ERROR(matrix(config.hidden, config.query_width(), &layer.output));
     POLAR_RETURN_IF_ERROR(matrix(config.ffn * (config.gated ? 2 : 1), config.hidden, &layer.up));
-    POLAR_RETURN_IF_ERROR(matrix(config.hidden, config.ffn, &layer.down, loader.gathers()));
+    POLAR_RETURN_IF_ERROR(matrix(config.hidden, config.ffn, &layer.down, config.plain_relu()));
     POLAR_RETURN_IF_ERROR(bias(config.qkv_bias, qkv_width, &layer.qkv_bias));
     POLAR_RETURN_IF_ERROR(bias(config.output_bias, config.hidden, &layer.output_bias));
     POLAR_RETURN_IF_ERROR(bias(config.mlp_bias, config.ffn, &layer.up_bias));

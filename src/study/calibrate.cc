@@ -36,26 +36,36 @@ void read_quality(const ordered_json& json, sparsity::Quality& quality) {
   quality.sparse_needles = json["needles"][2];
 }
 
+/// FNV-1a over words of 32 bits.
+class Hash {
+ public:
+  template <typename T>
+  void add(T word) {
+    value_ = (value_ ^ std::bit_cast<uint32_t>(word)) * 0x100000001b3ull;
+  }
+  std::string text() const { return std::to_string(value_); }
+
+ private:
+  uint64_t value_ = 0xcbf29ce484222325ull;
+};
+
 /// Tells routers apart in the state's keys: what old ones measured says nothing of new ones.
 std::string of_routers(const std::shared_ptr<const sparsity::Routers>& routers) {
   if (routers == nullptr) return "";
-  uint64_t hash = 0xcbf29ce484222325ull;  // FNV-1a over the weights' bits
-  for (const sparsity::HeadRouter& head : routers->heads) {
-    for (const float value : head.weight)
-      hash = (hash ^ std::bit_cast<uint32_t>(value)) * 0x100000001b3ull;
-  }
-  return ", routers " + std::to_string(hash);
+  Hash hash;
+  for (const sparsity::HeadRouter& head : routers->heads)
+    for (const float value : head.weight) hash.add(value);
+  return ", routers " + hash.text();
 }
 
 /// The same for routers of neurons.
 std::string of_neurons(const sparsity::Routers& routers) {
-  uint64_t hash = 0xcbf29ce484222325ull;
+  Hash hash;
   for (const sparsity::MlpRouter& mlp : routers.mlps) {
-    hash = (hash ^ std::bit_cast<uint32_t>(mlp.unit)) * 0x100000001b3ull;
-    for (const int32_t count : mlp.neurons)
-      hash = (hash ^ static_cast<uint32_t>(count)) * 0x100000001b3ull;
+    hash.add(mlp.unit);
+    for (const int32_t count : mlp.neurons) hash.add(count);
   }
-  return ", neurons " + std::to_string(hash);
+  return ", neurons " + hash.text();
 }
 
 /// Windows are dealt over the whole text: the even ones for importance, the odd ones held out.

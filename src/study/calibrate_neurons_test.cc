@@ -3,7 +3,6 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
-#include <cmath>
 #include <filesystem>
 #include <fstream>
 #include <random>
@@ -11,7 +10,7 @@
 
 #include "study/calibrate.h"
 #include "study/neuron_recall.h"
-#include "study/sequence_cache.h"
+#include "study/sampled_tokens.h"
 
 namespace polar::study {
 namespace {
@@ -47,28 +46,12 @@ class CalibrateNeurons : public testing::Test {
   }
   ~CalibrateNeurons() override { std::filesystem::remove_all(root_); }
 
-  /// One window of text drawn from the model itself, so that whatever departs from dense loses.
+  /// One window of text drawn from the model itself: characters whose code modulo the vocabulary is
+  /// the token. None is the separator of documents.
   std::string sample_text(std::mt19937_64& random) {
-    auto decoder = model::Decoder::create(*device_, *weights_, {1, 1});
-    auto cache = SequenceCache::create(*device_, weights_->config, DType::kF32, 1, kContext);
-    EXPECT_TRUE(decoder.ok() && cache.ok());
-    model::DensePlanner dense;
     std::string text(1, 'a');
-    const int32_t row = 0;
-    std::vector<float> logits(kVocabulary);
-    while (text.size() < kContext) {
-      const int32_t token = encode(text.substr(text.size() - 1), false)[0];
-      const Chunk chunk{0, static_cast<int>(text.size()) - 1, {&token, 1}, true};
-      device_->download(
-          logits.data(),
-          (*decoder)->forward(cache->pack({&chunk, 1}, {&row, 1}), cache->kv(), dense, nullptr),
-          logits.size() * sizeof(float));
-      for (float& value : logits) value = std::exp(value);
-      // Characters whose code modulo the vocabulary is the token; none is the separator of
-      // documents.
-      text += static_cast<char>(
-          std::discrete_distribution<int>(logits.begin(), logits.end())(random) + kVocabulary);
-    }
+    for (const int32_t token : sample_tokens(*device_, *weights_, kContext - 1, random))
+      text += static_cast<char>(token + kVocabulary);
     return text;
   }
 

@@ -4,7 +4,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <cmath>
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
@@ -13,7 +12,7 @@
 
 #include "model/small_config.h"
 #include "study/policy.h"
-#include "study/sequence_cache.h"
+#include "study/sampled_tokens.h"
 
 namespace polar::study {
 namespace {
@@ -29,27 +28,11 @@ std::vector<int32_t> encode(const std::string& text, bool special) {
 
 constexpr int kContext = 320;
 
-/// One window of text drawn from the model itself, so that whatever departs from dense loses.
+/// One window of text drawn from the model itself.
 std::string sample_text(backend::Device& device, const model::Weights& weights,
                         std::mt19937_64& random) {
-  auto decoder = model::Decoder::create(device, weights, {1, 1});
-  auto cache = SequenceCache::create(device, weights.config, DType::kF32, 1, kContext);
-  EXPECT_TRUE(decoder.ok() && cache.ok());
-  model::DensePlanner dense;
-  std::string text;
-  const int32_t row = 0;
-  std::vector<float> logits(weights.config.vocabulary);
-  for (int32_t token = 1; text.size() < kContext - 1;) {
-    const Chunk chunk{0, static_cast<int>(text.size()), {&token, 1}, true};
-    device.download(
-        logits.data(),
-        (*decoder)->forward(cache->pack({&chunk, 1}, {&row, 1}), cache->kv(), dense, nullptr),
-        logits.size() * sizeof(float));
-    for (float& value : logits) value = std::exp(value);
-    token = std::discrete_distribution<int32_t>(logits.begin(), logits.end())(random);
-    text += static_cast<char>(token);
-  }
-  return text;
+  const std::vector<int32_t> tokens = sample_tokens(device, weights, kContext - 1, random);
+  return {tokens.begin(), tokens.end()};
 }
 
 std::string read(const std::filesystem::path& path) {

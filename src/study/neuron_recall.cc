@@ -146,8 +146,7 @@ Result<std::vector<LayerStates>> collect_states(backend::Device& device,
 }  // namespace
 
 bool has_routable_neurons(const model::ModelConfig& config) {
-  return !config.gated && config.activation == backend::Activation::kRelu &&
-         config.hidden % 32 == 0;  // blocks of Q4_0
+  return config.plain_relu() && config.hidden % 32 == 0;  // blocks of Q4_0
 }
 
 Result<NeuronRecall> measure_neuron_recall(backend::Device& device, const model::ModelFile& file,

@@ -81,19 +81,13 @@ Result<TrainedRouters> train_routers(backend::Device& device, const model::Model
   TrainedRouters trained;
   sparsity::Routers& routers = trained.routers;
   if (has_routable_neurons(config)) {
-    NeuronRecallOptions neurons;
-    neurons.recalls = options.recalls;
-    neurons.rows_per_step = options.rows_per_step;
-    neurons.kv_dtype = options.kv_dtype;
-    neurons.seed = options.seed;
-    neurons.progress = options.progress;
     const auto first = static_cast<size_t>(training) * windows.context;
     const Windows held_out{
         {windows.tokens.begin() + static_cast<ptrdiff_t>(first), windows.tokens.end()},
         windows.context,
         windows.count - training};
     POLAR_ASSIGN(NeuronRecall measured,
-                 measure_neuron_recall(device, file, weights, held_out, neurons));
+                 measure_neuron_recall(device, file, weights, held_out, options));
     routers = std::move(measured.routers);
     trained.union_share = std::move(measured.union_share);
     trained.computed_share = std::move(measured.computed_share);

@@ -2,23 +2,17 @@
 // Trains routers from what the model itself computes on a text: linear head routers by logistic
 // regression.
 
-#include <functional>
 #include <memory>
 
 #include "sparsity/routers.h"
-#include "study/evaluate.h"
+#include "study/neuron_recall.h"
 
 namespace polar::study {
 
-struct RouterOptions {
+/// With what the measurement of neurons, which is part of it, is asked for.
+struct RouterOptions : NeuronRecallOptions {
   double density = 0.5;  // share of a layer's heads that a token's label calls positive
-  /// Shares of the true union that the numbers of neurons are measured for; ascending.
-  std::vector<double> recalls = {0.9, 0.95, 0.98, 0.99, 0.995, 0.999};
-  int epochs = 12;  // of the head routers
-  int rows_per_step = 256;
-  DType kv_dtype = DType::kF16;
-  uint64_t seed = 1;
-  std::function<void(const std::string& stage, int done, int of)> progress;
+  int epochs = 12;       // of the head routers
 };
 
 struct TrainedRouters {

@@ -2,8 +2,8 @@
 
 #include <vector>
 
-#include "backend/cpu/cpu_device.h"
-#include "backend/cpu/isa.h"
+#include "backend/device.h"
+#include "backend/ops.h"
 
 namespace polar::backend {
 namespace {

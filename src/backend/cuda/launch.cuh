@@ -27,9 +27,6 @@ cudaError_t launch_early(Kernel kernel, dim3 grid, int threads, size_t shared_by
   config.stream = stream;
   config.attrs = &attribute;
   config.numAttrs = 1;
-  // A multiprocessor that splits its memory otherwise has to run dry before large blocks fit.
-  cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
-                       cudaSharedmemCarveoutMaxShared);
   return cudaLaunchKernelEx(&config, kernel, args...);
 }
 

@@ -1,5 +1,5 @@
 #pragma once
-// The few PTX instructions that the attention kernels are made of, as functions.
+// The few PTX instructions that attention and products are made of, as functions.
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>

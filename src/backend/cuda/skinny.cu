@@ -4,8 +4,9 @@
 // or 256 outputs in chunks of 64 inputs; the chunks of all tiles are one line, cut into equal
 // shares, one per multiprocessor (stream-K), so that cost follows bytes whatever the shape. Chunks
 // of the matrix and of x go through a ring in shared memory, filled by asynchronous copies; whole
-// matrices are requested before the kernel in front has ended. A tile that lies in several shares
-// is added up in their order by whoever comes last: results do not depend on timing.
+// matrices are requested before the kernel in front has ended. The shares of a tile that lies in
+// several each add up a part of its values, in the order of the shares: results do not depend on
+// timing.
 
 #include <cuda_bf16.h>
 
@@ -40,14 +41,15 @@ struct Product {
   const int32_t* index;
   int n, k;  // outputs (of a gated pair: half the stored rows), inputs
   const float* bias;
-  bool activate;
-  Activation activation;
+  bool activate = false;
+  Activation activation = Activation::kRelu;
   void* y;
   int64_t y_stride;
-  bool y_f32;
-  int tiles, chunks, shares;
-  float* partial;     // [share][2][tile's values]
-  int32_t* counters;  // [tiles] zeros
+  bool y_f32 = false;
+  // Of a launch:
+  int tiles = 0, chunks = 0, shares = 0;
+  float* partial = nullptr;     // [share][2][tile's values]
+  int32_t* counters = nullptr;  // [tiles] zeros
 };
 
 /// A tile is made of blocks of 64 stored rows; four warps have kBlocks of them, 16 rows of each a
@@ -62,7 +64,8 @@ struct Shape {
   static constexpr int kM = kWarps * kBlocks * 16;  // stored rows of a tile
   static constexpr int kOutputs = kGated ? kM / 2 : kM;
   static constexpr int kNTiles = kRows / 8;
-  static constexpr int kValues = kBlocks * kNTiles * 4;  // a thread's sums
+  static constexpr int kValues = kBlocks * kNTiles * 4;           // a thread's sums
+  static constexpr int kStored = kGated ? kValues / 2 : kValues;  // of them, outputs
   static constexpr int kMatrixBytes = kM * kChunk * 2;
   static constexpr int kStageBytes = kMatrixBytes + kRows * kChunk * 2;
   // Few rows: two kernels fit on a multiprocessor, so that the next one fills its ring early.
@@ -303,10 +306,9 @@ template <typename S>
 __device__ void add_up(const Product& p, int tile) {
   const int first = share_of(p, tile * p.chunks), last = share_of(p, (tile + 1) * p.chunks - 1);
   const int shares = last - first + 1, mine = static_cast<int>(blockIdx.x) - first;
-  constexpr int kStored = S::kGated ? S::kValues / 2 : S::kValues;
   constexpr int kAtOnce = S::kRows <= 16 ? 1 : 4;  // there are few values of few rows
   constexpr int kUnroll = 16 / kAtOnce;
-  const int begin = kStored * mine / shares, end = kStored * (mine + 1) / shares;
+  const int begin = S::kStored * mine / shares, end = S::kStored * (mine + 1) / shares;
   volatile int32_t* counter = p.counters + tile;
   while (*counter < shares) {
   }
@@ -320,7 +322,7 @@ __device__ void add_up(const Product& p, int tile) {
       for (int j = 0; j < kAtOnce; ++j) {
         const int at = min(i + j, end - 1);
         v[j] += __ldcg(part + at * S::kThreads);
-        if (S::kGated) up[j] += __ldcg(part + (at + kStored) * S::kThreads);
+        if (S::kGated) up[j] += __ldcg(part + (at + S::kStored) * S::kThreads);
       }
     }
 #pragma unroll
@@ -377,8 +379,8 @@ __global__ void __launch_bounds__(S::kThreads) product_kernel(const __grid_const
     const int first = share_of(p, tile * p.chunks), last = share_of(p, (tile + 1) * p.chunks - 1);
     if (first == last) {
 #pragma unroll
-      for (int i = 0; i < (S::kGated ? S::kValues / 2 : S::kValues); ++i)
-        store<S>(p, tile, i, flat[i], S::kGated ? flat[i + S::kValues / 2] : 0.0f);
+      for (int i = 0; i < S::kStored; ++i)
+        store<S>(p, tile, i, flat[i], S::kGated ? flat[i + S::kStored] : 0.0f);
     } else {
       leave<S>(p, static_cast<int>(blockIdx.x) == first, flat);
       cut[cuts++] = tile;
@@ -418,10 +420,9 @@ void launch_shape(Product p, const ProductWorkspace& workspace, cudaStream_t str
 template <int kRows, Layout kLayout, bool kGated>
 void launch_rows(const Product& p, const ProductWorkspace& workspace, cudaStream_t stream) {
   constexpr int kLongShare = 12;
-  const int64_t work = static_cast<int64_t>(p.n / (kGated ? 128 : 256)) * (p.k / kChunk);
   if constexpr (kGated) {
     launch_shape<Shape<8, 2, kRows, kLayout, true>>(p, workspace, stream);
-  } else if (work >= static_cast<int64_t>(kLongShare) * workspace.processors) {
+  } else if (int64_t{p.n / 256} * (p.k / kChunk) >= int64_t{kLongShare} * workspace.processors) {
     launch_shape<Shape<16, 1, kRows, kLayout, false>>(p, workspace, stream);
   } else {
     launch_shape<Shape<8, 1, kRows, kLayout, false>>(p, workspace, stream);
@@ -443,25 +444,20 @@ void launch(const Product& p, const ProductWorkspace& workspace, cudaStream_t st
 void launch_skinny(const SkinnyLaunch& args, const ProductWorkspace& workspace,
                    cudaStream_t stream) {
   POLAR_CHECK(args.k % 8 == 0);
-  const Product p{static_cast<const bf16*>(args.x),
-                  args.x_stride,
-                  args.rows,
-                  static_cast<const bf16*>(args.weight),
-                  args.k,
-                  args.index,
-                  args.n,
-                  args.k,
-                  args.bias,
-                  args.activate,
-                  args.activation,
-                  args.y,
-                  args.y_stride,
-                  args.y_f32,
-                  0,
-                  0,
-                  0,
-                  nullptr,
-                  nullptr};
+  const Product p{.x = static_cast<const bf16*>(args.x),
+                  .x_stride = args.x_stride,
+                  .rows = args.rows,
+                  .weight = static_cast<const bf16*>(args.weight),
+                  .weight_stride = args.k,
+                  .index = args.index,
+                  .n = args.n,
+                  .k = args.k,
+                  .bias = args.bias,
+                  .activate = args.activate,
+                  .activation = args.activation,
+                  .y = args.y,
+                  .y_stride = args.y_stride,
+                  .y_f32 = args.y_f32};
   args.gated ? launch<Layout::kInputs, true>(p, workspace, stream)
              : launch<Layout::kInputs, false>(p, workspace, stream);
 }
@@ -469,25 +465,17 @@ void launch_skinny(const SkinnyLaunch& args, const ProductWorkspace& workspace,
 void launch_gather_down(const GatherDownLaunch& args, const ProductWorkspace& workspace,
                         cudaStream_t stream) {
   POLAR_CHECK(args.outputs % 8 == 0);
-  const Product p{static_cast<const bf16*>(args.a),
-                  args.a_stride,
-                  args.rows,
-                  static_cast<const bf16*>(args.weight),
-                  args.outputs,
-                  args.index,
-                  args.outputs,
-                  args.count,
-                  args.bias,
-                  false,
-                  Activation::kRelu,
-                  args.y,
-                  args.outputs,
-                  false,
-                  0,
-                  0,
-                  0,
-                  nullptr,
-                  nullptr};
+  const Product p{.x = static_cast<const bf16*>(args.a),
+                  .x_stride = args.a_stride,
+                  .rows = args.rows,
+                  .weight = static_cast<const bf16*>(args.weight),
+                  .weight_stride = args.outputs,
+                  .index = args.index,
+                  .n = args.outputs,
+                  .k = args.count,
+                  .bias = args.bias,
+                  .y = args.y,
+                  .y_stride = args.outputs};
   launch<Layout::kOutputs, false>(p, workspace, stream);
 }
 
