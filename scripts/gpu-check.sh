@@ -4,8 +4,9 @@
 # appends JSON lines to $RESULTS (default build/gpu-check.jsonl).
 # usage: scripts/gpu-check.sh STAGE...
 #   build | test | sanitize | attention | pages | mlp | e2e ROW... | peers ROW... | report
-#   ROW: model:batch:context[:density[:mean|codes]], e.g. llama-2-7b:48:3968:0.5 (random heads, the others nothing) or
-#   llama-2-7b:48:3968:0.25:codes (a quarter of each head's pages, scored by codes)
+#   ROW: model:batch:context[:density[:mean|codes][:neurons]], e.g. llama-2-7b:48:3968:0.5 (random heads, the others
+#   nothing), llama-2-7b:48:3968:0.25:codes (a quarter of each head's pages, scored by codes) or opt-6.7b:64:1920:0.5::0.623
+#   (of 62.3 % of the neurons, which routers choose)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 results=${RESULTS:-build/gpu-check.jsonl}
@@ -34,12 +35,13 @@ stage_attention() { timeout 590 python3 bench/attention.py "$(find_binary polar_
 stage_pages() { timeout 590 python3 bench/attention.py "$(find_binary polar_attention_bench)" "${results%.jsonl}-pages.json" pages; }
 stage_mlp() { timeout 590 "$(find_binary polar_mlp_bench)" | stamp; }
 stage_e2e() {
-  local row model batch context density score policy
+  local row model batch context density score neurons policy
   for row in "$@"; do
-    IFS=: read -r model batch context density score <<<"$row"
+    IFS=: read -r model batch context density score neurons <<<"$row"
     policy=()
     [ -z "$density" ] || policy=(--policy random --density "$density" --fallback none)
     [ -z "$score" ] || policy=(--policy pages --pages "$density" --page-score "$score")
+    [ -z "$neurons" ] || policy+=(--neuron-share "$neurons")
     timeout 300 "$(find_binary polar)" bench --dummy "$model" --device cuda --batch "$batch" --context "$context" --decode 20 \
       --format json "${policy[@]}" |
       python3 -c '

@@ -55,6 +55,9 @@ struct WeightSource {
   /// Asks for rows that can be gathered along the reduced dimension: y = x W^T reads column j of W
   /// as one contiguous row. The FC2 of a ReLU model is prepared so, and only so.
   bool gather_columns = false;
+  /// Asks for four bits a value, if the source has them (Q4_0): what routers read. A backend may
+  /// keep more; only the neurons verb reads such a matrix.
+  bool keep_four_bits = false;
 };
 
 /// A matrix as its backend wants it. Only its backend looks inside.
@@ -124,6 +127,8 @@ class Device {
   /// and replays the record afterwards: then everything that differs between two steps of one key
   /// must stand in device memory.
   virtual void replay(uint64_t key, const std::function<void()>& step) = 0;
+  /// A key that nobody else names: for steps that are timed.
+  uint64_t own_key() { return (uint64_t{1} << 63) | ++own_keys_; }
 
   /// Runs `step`, as `replay` does, and says what its verbs cost. It has run before, so that
   /// nothing is allocated or chosen in it. Nodes that overlap otherwise are kept apart by the
@@ -141,6 +146,9 @@ class Device {
   /// Bytes per second that this machine reads from memory with this device's own threads, measured
   /// now over a buffer much larger than its caches: the denominator of every bandwidth share.
   virtual double measure_read_bandwidth() = 0;
+
+ private:
+  uint64_t own_keys_ = 0;
 };
 
 inline Buffer::~Buffer() {

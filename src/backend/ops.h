@@ -4,6 +4,7 @@
 // as their type. A slow, obvious reference of each verb lives in the tests.
 
 #include "backend/device.h"
+#include "backend/neuron_choice.h"
 #include "backend/step.h"
 #include "core/tensor.h"
 
@@ -115,6 +116,20 @@ struct LinearArgs {
   Tensor y;                        // [rows][outputs] out
 };
 
+/// The neurons that an MLP computes for these rows, by its router: logits = wide (narrow x) + bias,
+/// in units of `unit`; the `count` best by union_scores() (ties: the lower neuron).
+struct NeuronArgs {
+  Tensor x;                        // [rows][hidden]: what the MLP reads
+  const Weight* narrow = nullptr;  // [rank][hidden], or null: `wide` reads x itself
+  const Weight* wide = nullptr;    // [ffn][rank or hidden]
+  const float* bias = nullptr;     // [ffn] or null
+  float unit = 1.0f;
+  UnionBy by = UnionBy::kSum;  // not kRows
+  Tensor scratch;              // [rows][ffn]
+  int count = 0;               // at most ffn
+  int32_t* index = nullptr;    // [count] out, ascending
+};
+
 /// y = W_down a + b_down with a = act(W_up x + b_up), or act(W_gate x) * (W_up x) when gated (then
 /// `up` stacks gate over up).
 struct MlpArgs {
@@ -208,6 +223,7 @@ class Ops {
   virtual void plan(const PlanArgs& args) = 0;
   virtual void attention(const AttentionArgs& args) = 0;
   virtual void linear(const LinearArgs& args) = 0;
+  virtual void neurons(const NeuronArgs& args) = 0;
   virtual void mlp(const MlpArgs& args) = 0;
   virtual void head(const HeadArgs& args) = 0;
   virtual void sample(const SampleArgs& args) = 0;

@@ -34,6 +34,9 @@ struct Batch {
   int list_capacity = 0;               // entries behind the tables
   const int32_t* logit_row = nullptr;  // [L] the rows whose logits are wanted, ascending
   int logit_rows = 0;                  // L
+  /// The operating point whose neurons the step computes: of its rows', the one that wants the most
+  /// (NeuronPlanner::common_point). Fixed in a recorded step.
+  int neuron_point = 0;
 
   int planned_rows() const { return rows - prefill_rows; }
   int list_begin() const { return sequences * table_stride; }

@@ -21,6 +21,7 @@ class TracedOps final : public Ops {
   void plan(const PlanArgs& args) override { pass("plan", &Ops::plan, args); }
   void attention(const AttentionArgs& args) override { pass("attention", &Ops::attention, args); }
   void linear(const LinearArgs& args) override { pass("linear", &Ops::linear, args); }
+  void neurons(const NeuronArgs& args) override { pass("neurons", &Ops::neurons, args); }
   void mlp(const MlpArgs& args) override { pass("mlp", &Ops::mlp, args); }
   void head(const HeadArgs& args) override { pass("head", &Ops::head, args); }
   void sample(const SampleArgs& args) override { pass("sample", &Ops::sample, args); }

@@ -21,6 +21,7 @@ struct BenchFlags {
   std::string contexts = "512,4096";
   int steps = 64;
   bool prefill = false;
+  double neuron_share = 0;  // 0: not given
   Format format = Format::kMarkdown;
 };
 
@@ -102,6 +103,7 @@ Result<Sparse> random_units(const study::Policy& policy, backend::Device& device
   const int most = *std::max_element(options.batches.begin(), options.batches.end());
   Sparse sparse{study::policy_name(policy.kind), nullptr};
   POLAR_ASSIGN(sparse.planner, study::random_units_planner(policy, device, config, most));
+  POLAR_RETURN_IF_ERROR(add_neurons(sparse, policy, device, config));
   return sparse;
 }
 
@@ -128,6 +130,10 @@ Result<int> bench(const BenchFlags& flags) {
                      flags.dummy.empty() ? "nothing" : "both a model and --dummy",
                      "a model or --dummy SHAPE");
   }
+  if (flags.neuron_share > 0 && flags.dummy.empty()) {
+    return bad_input("command line", "--neuron-share", "a model",
+                     "--dummy, or --profile with a profile whose points choose neurons");
+  }
   study::StepBenchOptions options;
   POLAR_ASSIGN(options.batches, parse_list("--batch", flags.batches, 1));
   POLAR_ASSIGN(options.contexts, parse_list("--context", flags.contexts, 1));
@@ -138,6 +144,10 @@ Result<int> bench(const BenchFlags& flags) {
   options.kv_dtype = kv_dtype(flags.model, *device);
   std::unique_ptr<model::ModelFile> file;
   POLAR_ASSIGN(const model::Weights weights, load(flags, *device, file));
+  if (flags.neuron_share > 0) {
+    policy.neurons = study::NeuronChoice::kRouted;
+    policy.routers = study::random_routers(weights.config, flags.neuron_share, policy.seed);
+  }
   const bool by_point = policy.neurons == study::NeuronChoice::kByPoint &&
                         !flags.model.profile.empty() && weights.config.plain_relu();
   if (by_point || policy.neurons == study::NeuronChoice::kRouted) {
@@ -174,6 +184,10 @@ void add_bench(CLI::App& app, Run& run) {
   add_policy_flags(*command, flags->policy);
   command->add_option("--dummy", flags->dummy,
                       "A shape with random weights instead of a model, e.g. llama-2-7b");
+  command
+      ->add_option("--neuron-share", flags->neuron_share,
+                   "With --dummy: routers of random values that choose this share of the neurons")
+      ->check(CLI::Range(0.001, 1.0));
   command->add_option("--batch", flags->batches, "Batch sizes")->capture_default_str();
   command->add_option("--context", flags->contexts, "KV lengths at the measured steps")
       ->capture_default_str();

@@ -152,12 +152,18 @@ Result<Sparse> make_sparse(const ModelFlags& flags, study::Policy policy, backen
     policy.routers = std::make_shared<const sparsity::Routers>(std::move(routers));
   }
   POLAR_ASSIGN(Sparse sparse, make_attention(flags, policy, device, config, file));
+  POLAR_RETURN_IF_ERROR(add_neurons(sparse, policy, device, config));
+  return sparse;
+}
+
+Status add_neurons(Sparse& sparse, const study::Policy& policy, backend::Device& device,
+                   const model::ModelConfig& config) {
   POLAR_ASSIGN(auto neurons, study::make_neurons(policy, device, config));
-  if (neurons == nullptr) return sparse;
+  if (neurons == nullptr) return {};
   if (sparse.planner == nullptr) sparse.planner = std::make_unique<model::DensePlanner>();
   sparse.planner->set_neurons(std::move(neurons));
   sparse.name = sparse.name == "dense" ? "neurons" : sparse.name + "+neurons";
-  return sparse;
+  return {};
 }
 
 }  // namespace polar::cli

@@ -35,4 +35,9 @@ struct Sparse {
 Result<Sparse> make_sparse(const ModelFlags& flags, study::Policy policy, backend::Device& device,
                            const model::ModelConfig& config, const model::ModelFile* file);
 
+/// Lets the planner choose neurons as the policy says, beside what it plans. Errors: as
+/// study::make_neurons.
+Status add_neurons(Sparse& sparse, const study::Policy& policy, backend::Device& device,
+                   const model::ModelConfig& config);
+
 }  // namespace polar::cli

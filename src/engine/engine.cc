@@ -69,20 +69,14 @@ Result<std::unique_ptr<model::Planner>> make_planner(backend::Device& device,
                                                      const EngineOptions& options) {
   if (profile == nullptr || profile->points.size() < 2)
     return std::unique_ptr<model::Planner>(new model::DensePlanner);
-  sparsity::Profile used = *profile;
   std::shared_ptr<const model::MlpCost> cost;
-  if (used.routes_neurons())
+  if (profile->routes_neurons())
     POLAR_RETURN_IF_ERROR(model::check_chooses_neurons(weights.config, "profile"));
-  if (options.neurons == EngineOptions::Neurons::kWherePaying) {
-    if (!device.info().is_cpu) {
-      // Neurons are chosen on the host, and a recorded step cannot wait for that.
-      for (sparsity::OperatingPoint& point : used.points) point.recall = 0;
-    } else if (used.routes_neurons()) {
-      POLAR_ASSIGN(model::MlpCost measured, model::MlpCost::measure(device, weights));
-      cost = std::make_shared<const model::MlpCost>(std::move(measured));
-    }
+  if (profile->routes_neurons() && options.neurons == EngineOptions::Neurons::kWherePaying) {
+    POLAR_ASSIGN(model::MlpCost measured, model::MlpCost::measure(device, weights));
+    cost = std::make_shared<const model::MlpCost>(std::move(measured));
   }
-  POLAR_ASSIGN(auto planner, model::ProfilePlanner::create(device, used, std::move(cost)));
+  POLAR_ASSIGN(auto planner, model::ProfilePlanner::create(device, *profile, std::move(cost)));
   return std::unique_ptr<model::Planner>(std::move(planner));
 }
 

@@ -26,8 +26,7 @@ struct EngineOptions {
   int step_rows = 0;    // tokens of one step; 0: 512 on the CPU, 2048 on a GPU
   bool prefix_cache = true;
   /// Which steps choose neurons, where the profile's points do: those in which that is measured to
-  /// pay on this machine when the engine is made (the CPU; on a GPU none), or all, whatever the
-  /// machine.
+  /// pay on this machine when the engine is made, or all, whatever the machine.
   enum class Neurons : uint8_t { kWherePaying, kAlways } neurons = Neurons::kWherePaying;
   /// Whether a step is prepared and queued before the results of the one before it are read. By
   /// default on a GPU only: the CPU's verbs return when they are done, so there is nothing to hide.

@@ -25,7 +25,12 @@ size_t aligned(size_t bytes) {
 
 StepRunner::StepRunner(backend::Device& device, const model::Weights& weights,
                        model::Planner& planner, const StepLimits& limits)
-    : device_(device), weights_(weights), planner_(planner), timed_(planner), limits_(limits) {}
+    : device_(device),
+      weights_(weights),
+      planner_(planner),
+      timed_(planner),
+      replay_(device),
+      limits_(limits) {}
 
 Result<std::unique_ptr<StepRunner>> StepRunner::create(backend::Device& device,
                                                        const model::Weights& weights,
@@ -175,6 +180,7 @@ void StepRunner::pack(const StepPlan& plan) {
   batch_.sequence = placed(sequence_);
   batch_.point = placed(point_);
   batch_.chunk_begin = placed(chunk_begin_);
+  if (planner_.neurons() != nullptr) batch_.neuron_point = planner_.neurons()->common_point(point_);
   batch_.logit_row = placed(logit_row_);
   batch_.logit_rows = static_cast<int>(logit_row_.size());
   score_token_at_ = place(score_token_);
@@ -215,13 +221,15 @@ std::unique_ptr<OpenStep> StepRunner::queue(StepPlan plan) {
         const Job& job = static_cast<const Job&>(*chunk.sequence);
         return chunk.planned && job.request.trace;
       });
+  model::NeuronPlanner* const neurons = planner_.neurons();
   if (traced) {
     TracingPlanner tracing(timed_, step->units);  // copies elsewhere each time: no replay
     run(tracing);
-  } else if (decode_only && planner_.neurons() == nullptr) {  // chosen on the host: no replay
-    const uint64_t key = (edits_epoch_ << 48) ^ (static_cast<uint64_t>(table_stride_) << 16) ^
+  } else if (decode_only && (neurons == nullptr || neurons->on_device())) {
+    const uint64_t key = (edits_epoch_ << 48) ^ (static_cast<uint64_t>(batch_.neuron_point) << 40) ^
+                         (static_cast<uint64_t>(table_stride_) << 16) ^
                          static_cast<uint64_t>(batch_.rows);
-    device_.replay(key, [&] { run(timed_); });
+    replay_.run(key, neurons, [&] { run(timed_); });
   } else {
     run(timed_);
   }

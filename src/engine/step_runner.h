@@ -67,6 +67,7 @@ class StepRunner {
   const model::Weights& weights_;
   model::Planner& planner_;
   TimedPlanner timed_;
+  model::StepReplay replay_;
   StepLimits limits_;
   std::unique_ptr<model::Decoder> decoder_;
   backend::KvView kv_;

@@ -56,6 +56,18 @@ void NeuronPlanner::count_dense(const ModelConfig& config) {
   counts_.all += config.ffn;
 }
 
+void StepReplay::run(uint64_t key, NeuronPlanner* neurons, const std::function<void()>& step) {
+  if (neurons == nullptr) return device_.replay(key, step);
+  const NeuronPlanner::Counts before = neurons->counts();
+  device_.replay(key, step);
+  const NeuronPlanner::Counts asked = neurons->counts().since(before);
+  if (asked.all > 0) {
+    recorded_[key] = asked;
+  } else {
+    neurons->count(recorded_[key]);
+  }
+}
+
 Decoder::Decoder(backend::Device& device, const Weights& weights, DecoderLimits limits)
     : device_(device), weights_(weights), limits_(limits), activation_(device.info().activation) {}
 

@@ -2,7 +2,10 @@
 // The one forward pass. Its halves are public, so that calibration drives it layer by layer from
 // stored states, without hooks.
 
+#include <functional>
 #include <memory>
+#include <span>
+#include <unordered_map>
 #include <utility>
 
 #include "backend/device.h"
@@ -44,6 +47,16 @@ class NeuronPlanner {
  public:
   virtual ~NeuronPlanner() = default;
 
+  /// Whether choosing only queues verbs, so that a step can be recorded and replayed
+  /// (StepReplay).
+  virtual bool on_device() const { return false; }
+
+  /// Of the operating points of a step's rows, the one that wants the most neurons: what
+  /// Batch::neuron_point must be.
+  virtual int common_point(std::span<const int32_t> points) const {
+    return points.empty() ? 0 : points[0];
+  }
+
   /// The layer's neurons, or null: all of them. Valid until the next call.
   const backend::NeuronSet* plan(const MlpContext& context);
 
@@ -69,6 +82,12 @@ class NeuronPlanner {
     }
   };
   const Counts& counts() const { return counts_; }
+  /// Counts a step that was replayed, so that nobody was asked.
+  void count(const Counts& step) {
+    counts_.computed += step.computed;
+    counts_.all += step.all;
+    counts_.router_bytes += step.router_bytes;
+  }
   double share() const { return counts_.share(); }
 
  protected:
@@ -99,6 +118,19 @@ class Planner {
 
  private:
   std::unique_ptr<NeuronPlanner> neurons_;
+};
+
+/// Device::replay for steps that may choose neurons: what a recorded step chose counts again each
+/// time that it is replayed.
+class StepReplay {
+ public:
+  explicit StepReplay(backend::Device& device) : device_(device) {}
+  /// `neurons`: who chooses in the step, on the device; or null.
+  void run(uint64_t key, NeuronPlanner* neurons, const std::function<void()>& step);
+
+ private:
+  backend::Device& device_;
+  std::unordered_map<uint64_t, NeuronPlanner::Counts> recorded_;
 };
 
 /// Every planned row reads every position up to its own.

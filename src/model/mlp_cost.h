@@ -24,9 +24,10 @@ class MlpCost {
     double seconds_per_neuron = 0;  // of a choice
   };
 
-  /// Measures at 1, 8 and 32 rows. A run passes over all layers (of large models: over a gigabyte
-  /// of them), so that weights come from memory as they do in a step; times are medians of five
-  /// runs, per layer. For a model whose MLPs are plain ReLU; the router's own time is not in it.
+  /// Measures at 1, 8 and 32 rows, on a GPU also at 64. A run passes over all layers (of large
+  /// models: over a gigabyte of them), so that weights come from memory as they do in a step; times
+  /// are medians of five runs, per layer. For a model whose MLPs are plain ReLU; the router's own
+  /// time is not in it.
   static Result<MlpCost> measure(backend::Device& device, const Weights& weights);
 
   explicit MlpCost(std::vector<Sample> samples) : samples_(std::move(samples)) {}

@@ -8,19 +8,6 @@
 
 namespace polar::model {
 
-backend::NeuronSet upload_neurons(backend::Device& device, std::vector<int32_t> index,
-                                  backend::Buffer& buffer) {
-  if (index.empty()) index.push_back(0);
-  const size_t bytes = index.size() * sizeof(int32_t);
-  if (buffer.bytes() < bytes) {
-    auto allocated = device.allocate(2 * bytes, "a step's neurons");
-    POLAR_CHECK(allocated.ok());
-    buffer = std::move(allocated).value();
-  }
-  device.upload(buffer.data(), index.data(), bytes);
-  return {buffer.as<int32_t>(), static_cast<int>(index.size())};
-}
-
 void copy_up_projection(const std::vector<float>& up, std::vector<float> up_bias, int ffn,
                         sparsity::MlpRouter& mlp) {
   mlp.copy.resize(dtype_bytes(DType::kQ4_0, up.size()));
@@ -67,7 +54,7 @@ Status RoutedNeurons::prepare_layer(backend::Device& device, int index) {
     }
     wide = matrix(mlp.copy, DType::kQ4_0, routers_->ffn, routers_->hidden);
   }
-  POLAR_ASSIGN(layer.wide, device.prepare({"MLP router", {wide}, false}));
+  POLAR_ASSIGN(layer.wide, device.prepare({"MLP router", {wide}, false, true}));
   POLAR_ASSIGN(layer.bias, device.allocate(mlp.bias.size() * sizeof(float), "routers"));
   device.upload(layer.bias.data(), mlp.bias.data(), mlp.bias.size() * sizeof(float));
   return {};
@@ -80,10 +67,12 @@ Result<std::unique_ptr<RoutedNeurons>> RoutedNeurons::create(
   std::unique_ptr<RoutedNeurons> planner(new RoutedNeurons);
   planner->layers_.resize(routers->mlps.size());
   planner->routers_ = std::move(routers);
-  planner->same_recall_ = std::equal(recalls.begin() + 1, recalls.end(), recalls.begin());
   planner->recalls_ = std::move(recalls);
   for (size_t i = 0; i < planner->layers_.size(); ++i)
     POLAR_RETURN_IF_ERROR(planner->prepare_layer(device, static_cast<int>(i)));
+  POLAR_ASSIGN(planner->index_,
+               device.allocate(planner->routers_->ffn * sizeof(int32_t), "a step's neurons"));
+  planner->set_.index = planner->index_.as<int32_t>();
   if (cost == nullptr) return planner;
   std::vector<MlpCost::Sample> samples = cost->samples();
   for (MlpCost::Sample& sample : samples)
@@ -92,61 +81,50 @@ Result<std::unique_ptr<RoutedNeurons>> RoutedNeurons::create(
   return planner;
 }
 
-double RoutedNeurons::recall_of(backend::Device& device, const backend::Batch& batch) const {
-  if (same_recall_) return recalls_[0];
-  std::vector<int32_t> points(batch.rows);
-  device.download(points.data(), batch.point, points.size() * sizeof(points[0]));
-  double most = 0;
+int RoutedNeurons::common_point(std::span<const int32_t> points) const {
+  int most = 0;
   for (const int32_t point : points) {
-    if (recalls_[point] == 0) return 0;
-    most = std::max(most, recalls_[point]);
+    if (recalls_[point] == 0) return point;  // all
+    if (&point == points.data() || recalls_[point] > recalls_[most]) most = point;
   }
   return most;
 }
 
 const backend::NeuronSet* RoutedNeurons::choose(const MlpContext& context) {
-  if (layers_[context.layer].wide == nullptr) return nullptr;
-  const double recall = recall_of(context.device, context.batch);
-  if (recall == 0) return nullptr;
+  const double recall = recalls_[context.batch.neuron_point];
+  const Layer& layer = layers_[context.layer];
+  if (layer.wide == nullptr || recall == 0) return nullptr;
   const auto rows = static_cast<int>(context.normed.shape[0]);
   const int count = sparsity::neurons_for(*routers_, context.layer, rows, recall);
   if (count == routers_->ffn || (cost_ != nullptr && !cost_->pays(rows, count))) return nullptr;
-  return route(context.device, context.layer, context.normed, context.scratch, count);
+  count_router(static_cast<double>(layer.bytes()));
+  route(context.device, context.layer, context.normed, context.scratch, count);
+  return &set_;
 }
 
-const backend::NeuronSet* RoutedNeurons::route(backend::Device& device, int index, const Tensor& x,
-                                               const Tensor& scratch, int count) {
+void RoutedNeurons::route(backend::Device& device, int index, const Tensor& x,
+                          const Tensor& scratch, int count) {
   const Layer& layer = layers_[index];
-  count_router(static_cast<double>(layer.wide->bytes() +
-                                   (layer.narrow != nullptr ? layer.narrow->bytes() : 0)));
-  const auto rows = static_cast<int>(x.shape[0]);
-  Tensor in = x;
-  if (layer.narrow != nullptr) {
-    const int64_t rank = layer.narrow->rows();
-    const size_t bytes = dtype_bytes(x.dtype, static_cast<size_t>(rows) * rank);
-    if (narrow_.bytes() < bytes) {
-      auto allocated = device.allocate(bytes, "routers");
-      POLAR_CHECK(allocated.ok());
-      narrow_ = std::move(allocated).value();
-    }
-    in = Tensor{narrow_.data(), x.dtype, {rows, rank, 1, 1}, 2};
-    device.ops().linear({x, layer.narrow.get(), nullptr, in});
-  }
-  device.ops().linear({in, layer.wide.get(), layer.bias.as<float>(), scratch});
-  std::vector<float> logits = download_values(device, scratch);
   const float unit = routers_->mlps[index].unit;
-  for (float& logit : logits) logit = unit > 0 ? logit / unit : logit;
-  const auto by = unit > 0 ? sparsity::UnionBy::kLikely : sparsity::UnionBy::kSum;
-  set_ = upload_neurons(
-      device, sparsity::choose_neurons(logits.data(), rows, routers_->ffn, count, by), index_);
-  return &set_;
+  backend::NeuronArgs args;
+  args.x = x;
+  args.narrow = layer.narrow.get();
+  args.wide = layer.wide.get();
+  args.bias = layer.bias.as<float>();
+  args.unit = unit > 0 ? unit : 1.0f;
+  args.by = unit > 0 ? backend::UnionBy::kLikely : backend::UnionBy::kSum;
+  args.scratch = scratch;
+  args.count = count;
+  args.index = index_.as<int32_t>();
+  device.ops().neurons(args);
+  set_.count = count;
 }
 
 /// Adds what routing takes, per layer, to a choice's fixed time: the fastest of a few passes over
 /// all layers that have a router.
 Status RoutedNeurons::add_routing(backend::Device& device, MlpCost::Sample& sample) {
   using Clock = std::chrono::steady_clock;
-  constexpr int kPasses = 4;
+  constexpr int kPasses = 5;
   const DType type = device.info().activation;
   const auto bytes = [&](int64_t width) { return dtype_bytes(type, sample.rows * width); };
   POLAR_ASSIGN(backend::Buffer x, device.allocate(bytes(routers_->hidden), "timing a router"));
@@ -157,17 +135,20 @@ Status RoutedNeurons::add_routing(backend::Device& device, MlpCost::Sample& samp
   const Tensor out{scratch.data(), type, {sample.rows, routers_->ffn, 1, 1}, 2};
   const double recall = *std::max_element(recalls_.begin(), recalls_.end());
   double fastest = std::numeric_limits<double>::infinity();
+  const auto routed = std::count_if(layers_.begin(), layers_.end(),
+                                    [](const Layer& layer) { return layer.wide != nullptr; });
+  const uint64_t key = device.own_key();
   for (int pass = 0; pass < kPasses; ++pass) {
-    int routed = 0;
     const auto begin = Clock::now();
-    for (int layer = 0; layer < static_cast<int>(layers_.size()); ++layer) {
-      if (layers_[layer].wide == nullptr) continue;
-      route(device, layer, in, out, sparsity::neurons_for(*routers_, layer, sample.rows, recall));
-      ++routed;
-    }
+    device.replay(key, [&] {
+      for (int layer = 0; layer < static_cast<int>(layers_.size()); ++layer) {
+        if (layers_[layer].wide == nullptr) continue;
+        route(device, layer, in, out, sparsity::neurons_for(*routers_, layer, sample.rows, recall));
+      }
+    });
     device.synchronize();
     const double seconds = std::chrono::duration<double>(Clock::now() - begin).count();
-    fastest = std::min(fastest, seconds / std::max(routed, 1));
+    fastest = std::min(fastest, seconds / static_cast<double>(std::max<int64_t>(routed, 1)));
   }
   sample.fixed_seconds += fastest;
   return {};

@@ -26,16 +26,17 @@ class RoutedNeurons : public NeuronPlanner {
       backend::Device& device, std::shared_ptr<const sparsity::Routers> routers,
       std::vector<double> recalls, std::shared_ptr<const MlpCost> cost = nullptr);
 
+  bool on_device() const override { return true; }
+  int common_point(std::span<const int32_t> points) const override;
+
  protected:
   const backend::NeuronSet* choose(const MlpContext& context) override;
 
  private:
   RoutedNeurons() = default;
-  /// What the rows want together; 0: all neurons.
-  double recall_of(backend::Device& device, const backend::Batch& batch) const;
-  /// The layer's best `count` neurons for x [rows][hidden]; `scratch` [rows][ffn] is overwritten.
-  const backend::NeuronSet* route(backend::Device& device, int layer, const Tensor& x,
-                                  const Tensor& scratch, int count);
+  /// Queues the choice of the layer's best `count` neurons for x [rows][hidden] into `set_`;
+  /// `scratch` [rows][ffn] is overwritten.
+  void route(backend::Device& device, int layer, const Tensor& x, const Tensor& scratch, int count);
   Status prepare_layer(backend::Device& device, int index);
   Status add_routing(backend::Device& device, MlpCost::Sample& sample);
 
@@ -43,14 +44,13 @@ class RoutedNeurons : public NeuronPlanner {
     std::unique_ptr<backend::Weight> narrow;  // of low rank; null: the copy reads x itself
     std::unique_ptr<backend::Weight> wide;    // null: this layer runs dense
     backend::Buffer bias;
+    size_t bytes() const { return wide->bytes() + (narrow != nullptr ? narrow->bytes() : 0); }
   };
   std::shared_ptr<const sparsity::Routers> routers_;  // the CPU computes on its memory
   std::vector<double> recalls_;
-  bool same_recall_ = false;             // of all points
   std::shared_ptr<const MlpCost> cost_;  // null: every choice is taken
   std::vector<Layer> layers_;
-  backend::Buffer narrow_;  // [rows][rank]
-  backend::Buffer index_;
+  backend::Buffer index_;  // [ffn]
   backend::NeuronSet set_;
 };
 
@@ -65,10 +65,5 @@ void copy_up_projections(const ModelFile& file, sparsity::Routers& routers);
 /// are copies of. Does nothing for other profiles. Errors: a model whose MLPs are not plain ReLU.
 Status prepare_neurons(const ModelFile& file, const std::string& directory,
                        sparsity::Profile& profile);
-
-/// Puts `index` onto the device, into `buffer`, which grows as needed. An empty set becomes neuron
-/// 0: kernels want one.
-backend::NeuronSet upload_neurons(backend::Device& device, std::vector<int32_t> index,
-                                  backend::Buffer& buffer);
 
 }  // namespace polar::model

@@ -53,23 +53,6 @@ struct Routers {
 /// the largest: all.
 int neurons_for(const Routers& routers, int layer, int batch, double recall);
 
-/// How the rows of a step agree on one set of neurons.
-enum class UnionBy {
-  kSum,     // the largest sums of positive logits (the paper)
-  kLikely,  // those that are likeliest active in some row, a logit being log-odds
-  kRows,    // each row's best in turn, so that no row is crowded out
-};
-
-/// Minus the logarithm of the probability that a neuron of these log-odds is off. Over independent
-/// rows it adds up: the larger the sum, the likelier some row activates it.
-float off_cost(float logit);
-
-/// What kSum or kLikely rank the neurons of logits [rows][ffn] by.
-std::vector<float> union_scores(const float* logits, int rows, int ffn, UnionBy by);
-
-/// The best `count` neurons of logits [rows][ffn], ascending. Ties: the lower neuron.
-std::vector<int32_t> choose_neurons(const float* logits, int rows, int ffn, int count, UnionBy by);
-
 /// Reads DIR/routers.safetensors for a model of this shape. Errors, one sentence each: not there,
 /// truncated, a tensor missing, of a wrong shape or with a value that is not finite.
 Result<Routers> read_routers(const std::string& directory, int layers, int hidden, int kv_heads,

@@ -6,6 +6,7 @@
 #include <random>
 
 #include "backend/device_values.h"
+#include "backend/neuron_choice.h"
 #include "model/routed_neurons.h"
 #include "study/sequence_cache.h"
 
@@ -75,7 +76,7 @@ std::vector<int> neurons_for_recalls(const LayerStates& layer, const RowMajor& l
       for (int n = 0; n < ffn; ++n) on[n] |= layer.active[static_cast<size_t>(row) * ffn + n];
     }
     const std::vector<float> scores =
-        sparsity::union_scores(some.data(), batch, ffn, sparsity::UnionBy::kLikely);
+        backend::union_scores(some.data(), batch, ffn, backend::UnionBy::kLikely);
     std::iota(order.begin(), order.end(), 0);
     std::stable_sort(order.begin(), order.end(),
                      [&](int a, int b) { return scores[a] > scores[b]; });

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <memory>
 #include <random>
 
@@ -72,16 +73,14 @@ class Cell {
     pack_decode();
     const auto forward = [&] { decoder_->forward(*decode_, cache_->kv(), planner, nullptr); };
     const double begin = now();
-    // These planners plan on the device, so a step can be recorded; but neurons are chosen on the
-    // host.
-    planner.neurons() != nullptr ? forward() : device_.replay(key, forward);
+    records(planner) ? replay_.run(key, planner.neurons(), forward) : forward();
     device_.synchronize();
     return now() - begin;
   }
 
   /// What the verbs of such a step cost.
   std::vector<backend::VerbCost> trace(model::Planner& planner) {
-    if (planner.neurons() != nullptr) return {};
+    if (!records(planner)) return {};
     return device_.trace([&] { decoder_->forward(*decode_, cache_->kv(), planner, nullptr); });
   }
 
@@ -101,6 +100,11 @@ class Cell {
 
  private:
   static constexpr int kPrefillRows = 512;
+
+  /// These planners plan on the device; who chooses neurons may not.
+  static bool records(const model::Planner& planner) {
+    return planner.neurons() == nullptr || planner.neurons()->on_device();
+  }
 
   void pack_decode() {
     if (decode_ != nullptr) return;
@@ -124,6 +128,7 @@ class Cell {
   std::vector<int32_t> tokens_;
   const backend::Batch* decode_ = nullptr;
   model::DensePlanner dense_;
+  model::StepReplay replay_{device_};
 };
 
 model::NeuronPlanner::Counts neuron_counts(const model::Planner& planner) {
@@ -140,11 +145,6 @@ double weight_bytes(const model::Weights& weights, const model::NeuronPlanner::C
   for (const model::LayerWeights& layer : weights.layers)
     bytes -= spared * static_cast<double>(layer.up->bytes() + layer.down->bytes());
   return bytes;
-}
-
-uint64_t next_key() {
-  static uint64_t last = uint64_t{1} << 40;  // behind those of the engine
-  return ++last;
 }
 
 }  // namespace
@@ -179,6 +179,34 @@ Result<std::unique_ptr<model::Planner>> random_units_planner(const Policy& polic
   return std::unique_ptr<model::Planner>(std::move(planner));
 }
 
+std::shared_ptr<const sparsity::Routers> random_routers(const model::ModelConfig& config,
+                                                        double share, uint64_t seed) {
+  constexpr size_t kBlock = 32, kStretch = 65537 * kBlock;  // of values, repeated
+  std::mt19937_64 random(seed);
+  std::normal_distribution<float> normal(0.0f, 1.0f / std::sqrt(static_cast<float>(config.hidden)));
+  std::vector<float> values(kStretch);
+  for (float& value : values) value = normal(random);
+  std::vector<std::byte> stretch(dtype_bytes(DType::kQ4_0, kStretch));
+  quantize_q4_0(values.data(), stretch.data(), kStretch);
+  sparsity::Routers routers;
+  routers.hidden = config.hidden;
+  routers.kv_heads = config.kv_heads;
+  routers.ffn = config.ffn;
+  routers.recalls = {1.0};
+  routers.batches = {1 << 20};
+  routers.mlps.resize(config.layers);
+  for (sparsity::MlpRouter& mlp : routers.mlps) {
+    mlp.copy.resize(dtype_bytes(DType::kQ4_0, static_cast<size_t>(config.ffn) * config.hidden));
+    for (size_t done = 0; done < mlp.copy.size(); done += stretch.size())
+      std::copy_n(stretch.begin(), std::min(stretch.size(), mlp.copy.size() - done),
+                  mlp.copy.begin() + static_cast<ptrdiff_t>(done));
+    mlp.unit = 1.0f;
+    mlp.bias.resize(config.ffn);
+    mlp.neurons = {std::max(1, static_cast<int32_t>(std::lround(share * config.ffn)))};
+  }
+  return std::make_shared<const sparsity::Routers>(std::move(routers));
+}
+
 Result<StepBenchResult> bench_steps(backend::Device& device, const model::Weights& weights,
                                     const std::string& name, model::Planner* sparse,
                                     const StepBenchOptions& options) {
@@ -196,11 +224,11 @@ Result<StepBenchResult> bench_steps(backend::Device& device, const model::Weight
         std::vector<double> seconds = {};
         backend::ReadCount read = {};
         model::NeuronPlanner::Counts before = {};
-        uint64_t key = next_key();
+        uint64_t key;
       };
       std::vector<Side> sides;
-      sides.push_back({&dense});
-      if (sparse != nullptr) sides.push_back({sparse});
+      sides.push_back({.planner = &dense, .key = device.own_key()});
+      if (sparse != nullptr) sides.push_back({.planner = sparse, .key = device.own_key()});
       for (int step = -3; step < options.steps; ++step) {  // three steps of warm-up
         for (Side& side : sides) {
           if (step == 0) side.before = neuron_counts(*side.planner);

@@ -53,6 +53,11 @@ Result<std::unique_ptr<model::Planner>> random_units_planner(const Policy& polic
                                                              const model::ModelConfig& config,
                                                              int sequences);
 
+/// Routers that choose this share of the neurons, whatever the batch, by four-bit copies of random
+/// values: what choosing costs, without a model.
+std::shared_ptr<const sparsity::Routers> random_routers(const model::ModelConfig& config,
+                                                        double share, uint64_t seed);
+
 /// Runs the grid, dense and (unless it is null) with `sparse`, which plans on the device. The cache
 /// holds seeded random keys and values over shuffled pages. Dense and sparse steps of a cell
 /// alternate, so that drift of the machine hits both; times are medians.

@@ -233,6 +233,25 @@ void CpuOps::activate(const MlpArgs& args, int64_t width) {
   });
 }
 
+void CpuOps::neurons(const NeuronArgs& args) {
+  const auto rows = static_cast<int>(args.x.shape[0]);
+  const int64_t ffn = args.wide->rows();
+  const float* x = args.x.as<float>();
+  int64_t width = args.x.shape[1];
+  if (args.narrow != nullptr) {
+    narrow_.resize(rows * args.narrow->rows());
+    product(x, width, rows, *args.narrow, nullptr, narrow_.data(), args.narrow->rows());
+    x = narrow_.data();
+    width = args.narrow->rows();
+  }
+  auto* logits = args.scratch.as<float>();
+  product(x, width, rows, *args.wide, args.bias, logits, ffn);
+  for (int64_t i = 0; i < rows * ffn; ++i) logits[i] /= args.unit;
+  const std::vector<int32_t> chosen =
+      choose_neurons(logits, rows, static_cast<int>(ffn), args.count, args.by);
+  std::copy(chosen.begin(), chosen.end(), args.index);
+}
+
 void CpuOps::mlp(const MlpArgs& args) {
   const auto rows = static_cast<int>(args.x.shape[0]);
   const int32_t* index = args.neurons != nullptr ? args.neurons->index : nullptr;

@@ -21,6 +21,7 @@ class CpuOps : public Ops {
   void plan(const PlanArgs& args) override;
   void attention(const AttentionArgs& args) override;
   void linear(const LinearArgs& args) override;
+  void neurons(const NeuronArgs& args) override;
   void mlp(const MlpArgs& args) override;
   void head(const HeadArgs& args) override;
   void sample(const SampleArgs& args) override;
@@ -60,6 +61,7 @@ class CpuOps : public Ops {
   std::vector<PageScratch> page_scratch_;    // [thread]
   std::vector<float> partials_;              // attention and gathered products
   std::vector<float> router_;                // [planned row][kv_heads] logits
+  std::vector<float> narrow_;                // [row][rank] of a neuron router
 };
 
 }  // namespace polar::backend::cpu

@@ -35,6 +35,10 @@ void in_parallel(int64_t count, F f) {
   for (auto& other : others) other.join();
 }
 
+CudaWeight::Form form_of(bool gathers) {
+  return gathers ? CudaWeight::Form::kTurned : CudaWeight::Form::kRows;
+}
+
 bool converted_on_device(DType type) {
   return type == DType::kF32 || type == DType::kF16 || type == DType::kBF16;
 }
@@ -265,8 +269,40 @@ std::vector<VerbCost> CudaDevice::trace(const std::function<void()>& step) {
   return costs;
 }
 
+/// A Q4_0 matrix, rearranged on the way: codes as FourBitLaunch wants them, scales in bf16.
+Result<std::unique_ptr<Weight>> CudaDevice::prepare_four_bits(const WeightSource& source) {
+  constexpr int64_t kBlock = 32, kStored = 18;  // of a Q4_0 block: values, bytes
+  const Tensor& part = source.parts[0];
+  const int64_t rows = part.shape[0], columns = part.shape[1], blocks = rows * columns / kBlock;
+  const size_t code_bytes = static_cast<size_t>(blocks) * 16;
+  std::vector<std::byte> host(code_bytes + blocks * sizeof(uint16_t));
+  POLAR_ASSIGN(Buffer data, allocate(host.size(), source.name.c_str()));
+  in_parallel(blocks, [&](int64_t low, int64_t high) {
+    for (int64_t block = low; block < high; ++block) {
+      const auto* stored = part.as<uint8_t>() + block * kStored;
+      uint16_t bits;
+      std::memcpy(&bits, stored, sizeof(bits));
+      bits = f32_to_bf16(f16_to_f32(bits));
+      std::memcpy(host.data() + code_bytes + block * sizeof(bits), &bits, sizeof(bits));
+      const auto code = [&](int i) {  // of value i
+        return i < 16 ? stored[2 + i] & 15u : stored[2 + i - 16] >> 4u;
+      };
+      for (int word = 0; word < 4; ++word) {
+        uint32_t codes = 0;
+        for (int i = 0; i < 8; ++i) codes |= code(word * 8 + i) << (i % 2 * 16 + i / 2 * 4);
+        std::memcpy(host.data() + block * 16 + word * sizeof(codes), &codes, sizeof(codes));
+      }
+    }
+  });
+  upload(data.data(), host.data(), host.size());
+  return std::unique_ptr<Weight>(
+      std::make_unique<CudaWeight>(rows, columns, std::move(data), CudaWeight::Form::kFourBits));
+}
+
 Result<std::unique_ptr<Weight>> CudaDevice::prepare(const WeightSource& source) {
   POLAR_CHECK(!source.parts.empty());
+  if (source.keep_four_bits && source.parts.size() == 1 && source.parts[0].dtype == DType::kQ4_0)
+    return prepare_four_bits(source);
   int64_t rows = 0;
   const int64_t columns = source.parts[0].shape[1];
   for (const Tensor& part : source.parts) rows += part.shape[0];
@@ -317,7 +353,7 @@ Result<std::unique_ptr<Weight>> CudaDevice::prepare(const WeightSource& source) 
     first += part.shape[0];
   }
   return std::unique_ptr<Weight>(
-      std::make_unique<CudaWeight>(rows, columns, std::move(data), source.gather_columns));
+      std::make_unique<CudaWeight>(rows, columns, std::move(data), form_of(source.gather_columns)));
 }
 
 Result<std::unique_ptr<Weight>> CudaDevice::dummy(int64_t rows, int64_t columns, DType,
@@ -328,7 +364,7 @@ Result<std::unique_ptr<Weight>> CudaDevice::dummy(int64_t rows, int64_t columns,
                stream_);
   POLAR_CUDA(cudaGetLastError());
   return std::unique_ptr<Weight>(
-      std::make_unique<CudaWeight>(rows, columns, std::move(data), gather_columns));
+      std::make_unique<CudaWeight>(rows, columns, std::move(data), form_of(gather_columns)));
 }
 
 Ops& CudaDevice::ops() {

@@ -14,19 +14,21 @@ namespace polar::backend::cuda {
 
 class CudaOps;
 
-/// A matrix in bf16 on the device: [rows][columns], or turned, [columns][rows], when it gathers.
+/// A matrix in bf16 on the device: [rows][columns], or turned, [columns][rows], when it gathers. Or
+/// of four bits a value: codes, and behind them the blocks' scales (FourBitLaunch).
 class CudaWeight : public Weight {
  public:
-  CudaWeight(int64_t rows, int64_t columns, Buffer data, bool gathers)
-      : Weight(rows, columns, static_cast<size_t>(rows) * columns * 2),
-        data_(std::move(data)),
-        gathers_(gathers) {}
+  enum class Form { kRows, kTurned, kFourBits };
+  CudaWeight(int64_t rows, int64_t columns, Buffer data, Form form)
+      : Weight(rows, columns, data.bytes()), data_(std::move(data)), form_(form) {}
   const void* data() const { return data_.data(); }
-  bool gathers() const { return gathers_; }
+  bool gathers() const { return form_ == Form::kTurned; }
+  bool four_bits() const { return form_ == Form::kFourBits; }
+  const void* scales() const { return data_.as<std::byte>() + rows() * columns() / 2; }
 
  private:
   Buffer data_;
-  bool gathers_;
+  Form form_;
 };
 
 inline const CudaWeight& cuda(const Weight& weight) {
@@ -66,6 +68,7 @@ class CudaDevice : public Device {
  private:
   CudaDevice() = default;
   Status start();
+  Result<std::unique_ptr<Weight>> prepare_four_bits(const WeightSource& source);
   void finish_downloads();
 
   static constexpr size_t kRingBytes = size_t{8} << 20;  // pinned, for uploads

@@ -207,6 +207,43 @@ void CudaOps::linear(const LinearArgs& args) {
           false, args.y.data, args.y.shape[1], false);
 }
 
+void CudaOps::neurons(const NeuronArgs& args) {
+  const auto rows = static_cast<int>(args.x.shape[0]), ffn = static_cast<int>(args.wide->rows());
+  const void* x = args.x.data;
+  int64_t width = args.x.shape[1];
+  if (args.narrow != nullptr) {
+    const int64_t rank = args.narrow->rows();
+    void* narrow = narrow_.at_least(device_, static_cast<size_t>(rows) * rank * 2);
+    product(x, width, rows, *args.narrow, nullptr, false, narrow, rank, false);
+    x = narrow;
+    width = rank;
+  }
+  NeuronChoiceLaunch launch;
+  auto* logits = static_cast<float*>(
+      neuron_logits_.at_least(device_, static_cast<size_t>(rows) * ffn * sizeof(float)));
+  const CudaWeight& wide = cuda(*args.wide);
+  if (wide.four_bits()) {
+    launch_four_bit({x, width, rows, wide.data(), wide.scales(), ffn, static_cast<int>(width),
+                     args.bias, logits},
+                    device_.stream());
+  } else {
+    product(x, width, rows, wide, args.bias, false, logits, ffn, true);
+  }
+  launch.logits = logits;
+  launch.rows = rows;
+  launch.ffn = ffn;
+  launch.inverse_unit = 1.0f / args.unit;
+  launch.by = args.by;
+  launch.count = args.count;
+  // The keys, and behind them the counter.
+  launch.keys =
+      static_cast<uint32_t*>(neuron_keys_.at_least(device_, (kMostNeurons + 1) * sizeof(uint32_t)));
+  launch.arrived = reinterpret_cast<int32_t*>(launch.keys + kMostNeurons);
+  launch.index = args.index;
+  launch_choose_neurons(launch, device_.stream());
+  POLAR_CUDA(cudaGetLastError());
+}
+
 void CudaOps::sparse_mlp(const MlpArgs& args) {
   const auto rows = static_cast<int>(args.x.shape[0]);
   const int64_t hidden = args.x.shape[1], outputs = args.y.shape[1];

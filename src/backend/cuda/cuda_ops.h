@@ -31,6 +31,7 @@ class CudaOps : public Ops {
   void plan(const PlanArgs& args) override;
   void attention(const AttentionArgs& args) override;
   void linear(const LinearArgs& args) override;
+  void neurons(const NeuronArgs& args) override;
   void mlp(const MlpArgs& args) override;
   void head(const HeadArgs& args) override;
   void sample(const SampleArgs& args) override;
@@ -114,6 +115,7 @@ class CudaOps : public Ops {
   bool plans_began_ = false;           // plan_stream_ waited for the step's arrays
   bool counting_ = false;  // layers that share a dense plan count its pages on plan_stream_
   Grown router_logits_, page_scores_, embedded_;
+  Grown narrow_, neuron_logits_, neuron_keys_;  // of neuron routers
 };
 
 }  // namespace polar::backend::cuda

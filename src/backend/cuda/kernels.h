@@ -100,6 +100,40 @@ struct GatherDownLaunch {
 void launch_gather_down(const GatherDownLaunch& args, const ProductWorkspace& workspace,
                         cudaStream_t stream);
 
+// Neurons (four_bit.cu, choose_neurons.cu).
+
+struct FourBitLaunch {
+  const void* x = nullptr;  // [rows][k] bf16, stride x_stride values, % 8 == 0
+  int64_t x_stride = 0;
+  int rows = 0;
+  /// [n][k / 32] blocks of 16 bytes. Eight inputs to a word, the first in the low half's lowest
+  /// four bits, the second in the high half's, the third in the low half's next, and so on.
+  const void* codes = nullptr;
+  const void* scales = nullptr;  // [n][k / 32] bf16
+  int n = 0;                     // outputs
+  int k = 0;                     // % 32 == 0
+  const float* bias = nullptr;   // [n] or null
+  float* y = nullptr;            // [rows][n]
+};
+/// y = x W^T + bias, W = scale (code - 8); one node for each 64 rows.
+void launch_four_bit(const FourBitLaunch& args, cudaStream_t stream);
+
+inline constexpr int kMostNeurons = 65536;  // of a layer
+
+struct NeuronChoiceLaunch {
+  const float* logits = nullptr;  // [rows][ffn]
+  int rows = 0;
+  int ffn = 0;                // at most kMostNeurons
+  float inverse_unit = 1.0f;  // times the logits
+  UnionBy by = UnionBy::kSum;
+  int count = 0;               // 1 to ffn
+  uint32_t* keys = nullptr;    // [ffn] scratch
+  int32_t* arrived = nullptr;  // a zero that stays zero
+  int32_t* index = nullptr;    // [count] out, ascending
+};
+/// The `count` best neurons by union_scores(); one node.
+void launch_choose_neurons(const NeuronChoiceLaunch& args, cudaStream_t stream);
+
 // Sampling (sample.cu).
 void launch_sample(const SampleArgs& args, cudaStream_t stream);
 void launch_score(const ScoreArgs& args, cudaStream_t stream);

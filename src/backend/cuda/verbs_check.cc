@@ -414,6 +414,7 @@ int main() {
   }
   check_attention(device, **cpu, 3, 1, 72, DType::kBF16, false);
   check_products(device);
+  check_neurons(device);
   check_plans(device, **cpu);
   check_trace(device);
   check_sample(device, **cpu, 1000);

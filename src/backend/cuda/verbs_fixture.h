@@ -125,5 +125,7 @@ class StepRows {
 void check_plans(Device& gpu, Device& cpu);
 /// The products of few rows (products_check.cc).
 void check_products(Device& device);
+/// The choice of neurons (neurons_check.cc).
+void check_neurons(Device& device);
 
 }  // namespace polar::backend::check

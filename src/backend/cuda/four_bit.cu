@@ -1,0 +1,152 @@
+// Products of few rows with a matrix of four bits a value: what routers read. Each value is its
+// block's scale times (code - 8), as in Q4_0; FourBitLaunch says how codes lie in memory.
+//
+// A block of threads owns 64 outputs; its warps share the inputs, 128 at a time, and add up in the
+// end, in order. Codes go from memory to registers, where they become the tensor core's left
+// operand; inputs are dealt to its columns so that a lane's four neighbours of a row are one load.
+
+#include <cuda_bf16.h>
+
+#include <algorithm>
+
+#include "backend/cuda/cuda_check.h"
+#include "backend/cuda/kernels.h"
+#include "backend/cuda/launch.cuh"
+#include "backend/cuda/mma.cuh"
+
+namespace polar::backend::cuda {
+namespace {
+
+using bf16 = __nv_bfloat16;
+constexpr int kWarps = 8, kThreads = kWarps * 32;
+constexpr int kTile = 64, kStrips = kTile / 16;  // outputs of a block, in strips of 16
+constexpr int kHalves = 2 * kStrips;             // of strips: a lane has one row of each
+constexpr int kBlock = 32;                       // inputs that share a scale
+
+/// One lane's part of 64 rows by 128 inputs: of each half strip one row's block.
+struct Codes {
+  uint4 code[kHalves];
+  bf16 scale[kHalves];
+};
+
+/// Two values, from the low nibbles of each half of `bits`.
+__device__ __forceinline__ uint32_t values_of(uint32_t bits, __nv_bfloat162 scale) {
+  // A code in the low bits of 128.0 is 128 + code.
+  const uint32_t biased = (bits & 0x000f000fu) | 0x43004300u;
+  const __nv_bfloat162 offset = __float2bfloat162_rn(136.0f);
+  const __nv_bfloat162 v =
+      __hmul2(__hsub2(*reinterpret_cast<const __nv_bfloat162*>(&biased), offset), scale);
+  return *reinterpret_cast<const uint32_t*>(&v);
+}
+
+template <int kTiles>
+__global__ void __launch_bounds__(kThreads)
+    four_bit_kernel(const __grid_constant__ FourBitLaunch p) {
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = lane / 4, quarter = lane % 4;
+  const int first = blockIdx.x * kTile, blocks = p.k / kBlock, chunks = (blocks + 3) / 4;
+  const auto* codes = static_cast<const uint4*>(p.codes);
+  const auto* scales = static_cast<const bf16*>(p.scales);
+  const auto load = [&](int chunk, Codes& to) {
+    const int block = chunk * 4 + quarter;
+#pragma unroll
+    for (int h = 0; h < kHalves; ++h) {
+      const int64_t at = static_cast<int64_t>(min(first + h * 8 + group, p.n - 1)) * blocks + block;
+      to.code[h] = block < blocks ? __ldcs(codes + at) : make_uint4(0, 0, 0, 0);
+      to.scale[h] = block < blocks ? scales[at] : bf16(0.0f);
+    }
+  };
+  let_next_begin();
+  Codes next;
+  load(warp, next);  // does not depend on what is still running
+  wait_for_previous();
+
+  float sums[kStrips][kTiles][4] = {};
+  const auto* x = static_cast<const bf16*>(p.x);
+#pragma unroll 1
+  for (int chunk = warp; chunk < chunks; chunk += kWarps) {
+    const Codes now = next;
+    if (chunk + kWarps < chunks) load(chunk + kWarps, next);
+    const int block = chunk * 4 + quarter;
+#pragma unroll
+    for (int eight = 0; eight < 4; ++eight) {  // of the block's inputs
+      uint4 in[kTiles];
+#pragma unroll
+      for (int t = 0; t < kTiles; ++t) {
+        const int row = t * 8 + group;
+        const bf16* from = x + row * p.x_stride + block * kBlock + eight * 8;
+        in[t] = row < p.rows && block < blocks ? *reinterpret_cast<const uint4*>(from)
+                                               : make_uint4(0, 0, 0, 0);
+      }
+#pragma unroll
+      for (int strip = 0; strip < kStrips; ++strip) {
+        const __nv_bfloat162 low = __bfloat162bfloat162(now.scale[2 * strip]),
+                             high = __bfloat162bfloat162(now.scale[2 * strip + 1]);
+        const uint32_t upper = (&now.code[2 * strip].x)[eight],
+                       lower = (&now.code[2 * strip + 1].x)[eight];
+#pragma unroll
+        for (int step = 0; step < 2; ++step) {
+          const int shift = step * 8;
+          const uint32_t a[4] = {values_of(upper >> shift, low), values_of(lower >> shift, high),
+                                 values_of(upper >> (shift + 4), low),
+                                 values_of(lower >> (shift + 4), high)};
+#pragma unroll
+          for (int t = 0; t < kTiles; ++t)
+            mma<bf16>(sums[strip][t], a, step == 0 ? in[t].x : in[t].z,
+                      step == 0 ? in[t].y : in[t].w);
+        }
+      }
+    }
+  }
+
+  constexpr int kStride = kTile + 4;  // no two lanes of a store in one bank
+  __shared__ float parts[kWarps][8 * kStride];
+#pragma unroll
+  for (int t = 0; t < kTiles; ++t) {
+    if (t > 0) __syncthreads();
+#pragma unroll
+    for (int strip = 0; strip < kStrips; ++strip) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        parts[warp][(quarter * 2 + i % 2) * kStride + strip * 16 + group + i / 2 * 8] =
+            sums[strip][t][i];
+    }
+    __syncthreads();
+    for (int i = threadIdx.x; i < 8 * kTile; i += kThreads) {
+      const int row = t * 8 + i / kTile, n = first + i % kTile;
+      if (row >= p.rows || n >= p.n) continue;
+      float sum = p.bias != nullptr ? p.bias[n] : 0.0f;
+#pragma unroll
+      for (int w = 0; w < kWarps; ++w) sum += parts[w][i / kTile * kStride + i % kTile];
+      p.y[static_cast<int64_t>(row) * p.n + n] = sum;
+    }
+  }
+}
+
+template <int kTiles>
+void launch(const FourBitLaunch& p, cudaStream_t stream) {
+  POLAR_CUDA(launch_early(four_bit_kernel<kTiles>, dim3((p.n + kTile - 1) / kTile), kThreads, 0,
+                          stream, p));
+}
+
+}  // namespace
+
+void launch_four_bit(const FourBitLaunch& p, cudaStream_t stream) {
+  POLAR_CHECK(p.k % kBlock == 0 && p.x_stride % 8 == 0);
+  for (int row = 0; row < p.rows; row += kMostSkinnyRows) {
+    FourBitLaunch some = p;
+    some.x = static_cast<const bf16*>(p.x) + row * p.x_stride;
+    some.y = p.y + static_cast<int64_t>(row) * p.n;
+    some.rows = std::min(p.rows - row, kMostSkinnyRows);
+    if (some.rows <= 8) {
+      launch<1>(some, stream);
+    } else if (some.rows <= 16) {
+      launch<2>(some, stream);
+    } else if (some.rows <= 32) {
+      launch<4>(some, stream);
+    } else {
+      launch<8>(some, stream);
+    }
+  }
+}
+
+}  // namespace polar::backend::cuda
