@@ -70,10 +70,10 @@ for r in rows:
     print("| {} | {} | {} | {} | {:.3f} | {:.3f} | {} | {} | {:.3f} |".format(
         r["model"], r["batch"], r["context"], r["point"], r.get("effective_density", 1), r["decode_step_ms"],
         f"{p:.3f}" if p else "", f"{p / r['decode_step_ms']:.2f}" if p else "", r["bandwidth_share"]))
-print("\n| MLP | batch | neurons | dense us | sparse us | speedup | TB/s |\n|" + "---|" * 7)
+print("\n| MLP | batch | neurons | dense us | sparse us | speedup | TB/s | router us |\n|" + "---|" * 8)
 for r in rows:
     if r["bench"] == "mlp":
-        print("| {hidden} x {ffn} | {batch} | {neurons} | {dense_us} | {sparse_us} | {speedup} | {sparse_tb_per_s} |".format(**r))
+        print("| {hidden} x {ffn} | {batch} | {neurons} | {dense_us} | {sparse_us} | {speedup} | {sparse_tb_per_s} | {router_us} |".format(**r))
 PY
 }
 

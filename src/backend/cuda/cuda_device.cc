@@ -274,23 +274,25 @@ std::vector<VerbCost> CudaDevice::trace(const std::function<void()>& step) {
 Result<std::unique_ptr<Weight>> CudaDevice::prepare_four_bits(const WeightSource& source) {
   constexpr int64_t kBlock = 32, kStored = 18;  // of a Q4_0 block: values, bytes
   const Tensor& part = source.parts[0];
-  const int64_t rows = part.shape[0], columns = part.shape[1], blocks = rows * columns / kBlock;
-  const size_t code_bytes = static_cast<size_t>(blocks) * 16;
-  std::vector<std::byte> host(code_bytes + blocks * sizeof(uint16_t));
+  const int64_t rows = part.shape[0], columns = part.shape[1], in_row = columns / kBlock;
+  const int64_t padded = (columns + kFourBitInputs - 1) / kFourBitInputs * kFourBitInputs / kBlock;
+  const size_t code_bytes = static_cast<size_t>(rows) * padded * 16;
+  std::vector<std::byte> host(code_bytes + rows * padded * sizeof(uint16_t));
   POLAR_ASSIGN(Buffer data, allocate(host.size(), source.name.c_str()));
-  in_parallel(blocks, [&](int64_t low, int64_t high) {
-    for (int64_t block = low; block < high; ++block) {
-      const auto* stored = part.as<uint8_t>() + block * kStored;
+  in_parallel(rows * in_row, [&](int64_t low, int64_t high) {
+    for (int64_t i = low; i < high; ++i) {
+      const int64_t block = i / in_row * padded + i % in_row;
+      const auto* stored = part.as<uint8_t>() + i * kStored;
       uint16_t bits;
       std::memcpy(&bits, stored, sizeof(bits));
       bits = f32_to_bf16(f16_to_f32(bits));
       std::memcpy(host.data() + code_bytes + block * sizeof(bits), &bits, sizeof(bits));
-      const auto code = [&](int i) {  // of value i
-        return i < 16 ? stored[2 + i] & 15u : stored[2 + i - 16] >> 4u;
+      const auto code = [&](int of) {
+        return of < 16 ? stored[2 + of] & 15u : stored[2 + of - 16] >> 4u;
       };
       for (int word = 0; word < 4; ++word) {
         uint32_t codes = 0;
-        for (int i = 0; i < 8; ++i) codes |= code(word * 8 + i) << (i % 2 * 16 + i / 2 * 4);
+        for (int j = 0; j < 8; ++j) codes |= code(word * 8 + j) << (j % 2 * 16 + j / 2 * 4);
         std::memcpy(host.data() + block * 16 + word * sizeof(codes), &codes, sizeof(codes));
       }
     }

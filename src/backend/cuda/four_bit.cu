@@ -1,9 +1,10 @@
 // Products of few rows with a matrix of four bits a value: what routers read. Each value is its
 // block's scale times (code - 8), as in Q4_0; FourBitLaunch says how codes lie in memory.
 //
-// A block of threads owns 64 outputs; its warps share the inputs, 128 at a time, and add up in the
-// end, in order. Codes go from memory to registers, where they become the tensor core's left
-// operand; inputs are dealt to its columns so that a lane's four neighbours of a row are one load.
+// A block of threads owns 32 or 64 outputs; its warps share the inputs, 256 at a time, and add up
+// in the end, in order. Codes go from memory to registers, where they become the tensor core's left
+// operand; inputs are dealt to its columns so that a lane's neighbours of a row are one load, and a
+// row's four lanes read 128 bytes.
 
 #include <cuda_bf16.h>
 
@@ -19,14 +20,16 @@ namespace {
 
 using bf16 = __nv_bfloat16;
 constexpr int kWarps = 8, kThreads = kWarps * 32;
-constexpr int kTile = 64, kStrips = kTile / 16;  // outputs of a block, in strips of 16
-constexpr int kHalves = 2 * kStrips;             // of strips: a lane has one row of each
-constexpr int kBlock = 32;                       // inputs that share a scale
+constexpr int kBlock = 32;                        // inputs that share a scale
+constexpr int kBlocks = kFourBitInputs / kBlock;  // of a warp's chunk of a row
+constexpr int kOwn = kBlocks / 4;                 // of them, a lane's
+static_assert(kOwn == 2);
 
-/// One lane's part of 64 rows by 128 inputs: of each half strip one row's block.
+/// One lane's part of 16 kStrips rows by a chunk: of each half strip one row's two blocks.
+template <int kStrips>
 struct Codes {
-  uint4 code[kHalves];
-  bf16 scale[kHalves];
+  uint4 code[2 * kStrips][kOwn];
+  __nv_bfloat162 scale[2 * kStrips];
 };
 
 /// Two values, from the low nibbles of each half of `bits`.
@@ -39,50 +42,55 @@ __device__ __forceinline__ uint32_t values_of(uint32_t bits, __nv_bfloat162 scal
   return *reinterpret_cast<const uint32_t*>(&v);
 }
 
-template <int kTiles>
+/// kStrips: of 16 outputs, of a block of threads; kTiles: of 8 rows of x.
+template <int kStrips, int kTiles>
 __global__ void __launch_bounds__(kThreads)
     four_bit_kernel(const __grid_constant__ FourBitLaunch p) {
+  constexpr int kTile = 16 * kStrips;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = lane / 4, quarter = lane % 4;
-  const int first = blockIdx.x * kTile, blocks = p.k / kBlock, chunks = (blocks + 3) / 4;
+  const int first = blockIdx.x * kTile, chunks = (p.k + kFourBitInputs - 1) / kFourBitInputs;
   const auto* codes = static_cast<const uint4*>(p.codes);
-  const auto* scales = static_cast<const bf16*>(p.scales);
-  const auto load = [&](int chunk, Codes& to) {
-    const int block = chunk * 4 + quarter;
+  const auto* scales = static_cast<const __nv_bfloat162*>(p.scales);
+  const auto load = [&](int chunk, Codes<kStrips>& to) {
 #pragma unroll
-    for (int h = 0; h < kHalves; ++h) {
-      const int64_t at = static_cast<int64_t>(min(first + h * 8 + group, p.n - 1)) * blocks + block;
-      to.code[h] = block < blocks ? __ldcs(codes + at) : make_uint4(0, 0, 0, 0);
-      to.scale[h] = block < blocks ? scales[at] : bf16(0.0f);
+    for (int h = 0; h < 2 * kStrips; ++h) {
+      const int64_t row = min(first + h * 8 + group, p.n - 1);
+      const int64_t at = (row * chunks + chunk) * 4 + quarter;
+      to.code[h][0] = __ldcs(codes + at * kOwn);
+      to.code[h][1] = __ldcs(codes + at * kOwn + 1);
+      to.scale[h] = scales[at];
     }
   };
   let_next_begin();
-  Codes next;
-  load(warp, next);  // does not depend on what is still running
+  Codes<kStrips> next;
+  if (warp < chunks) load(warp, next);  // does not depend on what is still running
   wait_for_previous();
 
   float sums[kStrips][kTiles][4] = {};
   const auto* x = static_cast<const bf16*>(p.x);
 #pragma unroll 1
   for (int chunk = warp; chunk < chunks; chunk += kWarps) {
-    const Codes now = next;
+    const Codes<kStrips> now = next;
     if (chunk + kWarps < chunks) load(chunk + kWarps, next);
-    const int block = chunk * 4 + quarter;
 #pragma unroll
-    for (int eight = 0; eight < 4; ++eight) {  // of the block's inputs
+    for (int eight = 0; eight < 4 * kOwn; ++eight) {  // of the lane's inputs
+      const int own = eight / 4,
+                input = chunk * kFourBitInputs + quarter * kOwn * kBlock + eight * 8;
       uint4 in[kTiles];
 #pragma unroll
       for (int t = 0; t < kTiles; ++t) {
         const int row = t * 8 + group;
-        const bf16* from = x + row * p.x_stride + block * kBlock + eight * 8;
-        in[t] = row < p.rows && block < blocks ? *reinterpret_cast<const uint4*>(from)
-                                               : make_uint4(0, 0, 0, 0);
+        in[t] = row < p.rows && input < p.k
+                    ? *reinterpret_cast<const uint4*>(x + row * p.x_stride + input)
+                    : make_uint4(0, 0, 0, 0);
       }
 #pragma unroll
       for (int strip = 0; strip < kStrips; ++strip) {
-        const __nv_bfloat162 low = __bfloat162bfloat162(now.scale[2 * strip]),
-                             high = __bfloat162bfloat162(now.scale[2 * strip + 1]);
-        const uint32_t upper = (&now.code[2 * strip].x)[eight],
-                       lower = (&now.code[2 * strip + 1].x)[eight];
+        const __nv_bfloat162 both[2] = {now.scale[2 * strip], now.scale[2 * strip + 1]};
+        const __nv_bfloat162 low = own == 0 ? __low2bfloat162(both[0]) : __high2bfloat162(both[0]),
+                             high = own == 0 ? __low2bfloat162(both[1]) : __high2bfloat162(both[1]);
+        const uint32_t upper = (&now.code[2 * strip][own].x)[eight % 4],
+                       lower = (&now.code[2 * strip + 1][own].x)[eight % 4];
 #pragma unroll
         for (int step = 0; step < 2; ++step) {
           const int shift = step * 8;
@@ -122,10 +130,11 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-template <int kTiles>
+template <int kStrips, int kTiles>
 void launch(const FourBitLaunch& p, cudaStream_t stream) {
-  POLAR_CUDA(launch_early(four_bit_kernel<kTiles>, dim3((p.n + kTile - 1) / kTile), kThreads, 0,
-                          stream, p));
+  constexpr int kTile = 16 * kStrips;
+  POLAR_CUDA(launch_early(four_bit_kernel<kStrips, kTiles>, dim3((p.n + kTile - 1) / kTile),
+                          kThreads, 0, stream, p));
 }
 
 }  // namespace
@@ -137,14 +146,15 @@ void launch_four_bit(const FourBitLaunch& p, cudaStream_t stream) {
     some.x = static_cast<const bf16*>(p.x) + row * p.x_stride;
     some.y = p.y + static_cast<int64_t>(row) * p.n;
     some.rows = std::min(p.rows - row, kMostSkinnyRows);
+    // Many rows: larger blocks, since each reads all of x.
     if (some.rows <= 8) {
-      launch<1>(some, stream);
+      launch<2, 1>(some, stream);
     } else if (some.rows <= 16) {
-      launch<2>(some, stream);
+      launch<2, 2>(some, stream);
     } else if (some.rows <= 32) {
-      launch<4>(some, stream);
+      launch<4, 4>(some, stream);
     } else {
-      launch<8>(some, stream);
+      launch<4, 8>(some, stream);
     }
   }
 }

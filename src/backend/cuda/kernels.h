@@ -102,14 +102,17 @@ void launch_gather_down(const GatherDownLaunch& args, const ProductWorkspace& wo
 
 // Neurons (four_bit.cu, choose_neurons.cu).
 
+inline constexpr int kFourBitInputs = 256;  // rows of four bits are padded to such chunks
+
 struct FourBitLaunch {
   const void* x = nullptr;  // [rows][k] bf16, stride x_stride values, % 8 == 0
   int64_t x_stride = 0;
   int rows = 0;
-  /// [n][k / 32] blocks of 16 bytes. Eight inputs to a word, the first in the low half's lowest
-  /// four bits, the second in the high half's, the third in the low half's next, and so on.
+  /// Blocks of 16 bytes for 32 inputs, [n][chunks of 8 blocks]. Eight inputs to a word, the first
+  /// in the low half's lowest four bits, the second in the high half's, the third in the low half's
+  /// next, and so on.
   const void* codes = nullptr;
-  const void* scales = nullptr;  // [n][k / 32] bf16
+  const void* scales = nullptr;  // bf16, of each block; zeros behind k
   int n = 0;                     // outputs
   int k = 0;                     // % 32 == 0
   const float* bias = nullptr;   // [n] or null

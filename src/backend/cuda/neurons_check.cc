@@ -83,7 +83,8 @@ void check_verb(Device& device, int rows, int hidden, int ffn, int rank, int cou
     auto made = device.prepare({"check", {view}, false, true});
     POLAR_CHECK(made.ok());
     wide = std::move(made).value();
-    expect("bytes of four bits", wide->bytes() == blocks.size());
+    const size_t padded = (width + 255) / 256 * 256;
+    expect("bytes of four bits", wide->bytes() == dtype_bytes(DType::kQ4_0, ffn * padded));
   } else {
     wide = weight(device, b_bits, ffn, width);
   }
