@@ -23,6 +23,7 @@ struct CalibrateFlags {
   std::string page_score = "codes";
   std::string out;
   study::CalibrateOptions options;
+  std::string policy = "auto";
   bool routers = false;
   bool curve = false;
   int curve_settings = 5;
@@ -95,6 +96,38 @@ Status prepare_curve(CalibrateFlags& flags, backend::Device& device, const model
   return {};
 }
 
+/// Routers for routed and hybrid candidates: those that lie in the folder, a researcher's own or of
+/// a run with --routers; else ones trained for what candidates read, kept in DIR/candidates so that
+/// a run that goes on has the same.
+Status prepare_candidates(CalibrateFlags& flags, backend::Device& device,
+                          const model::ModelFile& file, const model::Weights& weights,
+                          const study::Windows& windows) {
+  const model::ModelConfig& config = file.config();
+  const std::filesystem::path out(flags.out), candidates = out / "candidates";
+  std::filesystem::path from;
+  for (const auto& folder : {out, candidates})  // the later one wins
+    if (std::filesystem::exists(folder / "routers.safetensors")) from = folder;
+  if (from.empty()) {
+    study::RouterOptions options = flags.router;
+    options.density = std::max(1, config.kv_heads / 2) / static_cast<double>(config.kv_heads);
+    options.rank_by = study::RankBy::kContribution;
+    options.fallback = study::Fallback::kWindow;
+    options.dense_layers.clear();
+    options.kv_dtype = flags.options.kv_dtype;
+    options.seed = flags.options.seed;
+    options.progress = flags.options.progress;
+    POLAR_ASSIGN(const study::TrainedRouters trained,
+                 study::train_routers(device, file, weights, windows, options));
+    POLAR_RETURN_IF_ERROR(sparsity::write_routers(candidates.string(), trained.routers));
+    from = candidates;
+  }
+  POLAR_ASSIGN(auto read, sparsity::read_routers(from.string(), config.layers, config.hidden,
+                                                 config.kv_heads, config.ffn));
+  if (read.routes_heads())
+    flags.options.routers = std::make_shared<const sparsity::Routers>(std::move(read));
+  return {};
+}
+
 Status write_text(const std::filesystem::path& path, const std::string& text) {
   const auto bytes = std::as_bytes(std::span(text));
   if (!io::write_file_atomically(path.string(), {&bytes, 1}).ok())
@@ -110,6 +143,7 @@ Status write_curve(const CalibrateFlags& flags, const study::Calibration& calibr
   const nlohmann::ordered_json json = {{"dense_perplexity", calibration.dense_perplexity},
                                        {"needles", calibration.needle_count},
                                        {"dense_needles", calibration.dense_needles},
+                                       {"equal_bytes", study::comparison_rows(calibration)},
                                        {"points", points}};
   POLAR_RETURN_IF_ERROR(write_text(out / "curve.json", json.dump(1) + "\n"));
   const Rows rows(points.begin(), points.end());
@@ -142,13 +176,19 @@ Result<int> calibrate(CalibrateFlags& flags) {
   const auto encode = [&](const std::string& document, bool special) {
     return tokenizer.encode(document, special);
   };
+  const auto router_windows = [&](int count) {
+    return study::make_windows(
+        flags.text, study::split_documents(text),
+        [&](const std::string& document) { return encode(document, true); },
+        std::min(flags.options.context, 1024), count);
+  };
   if (flags.routers) {
-    POLAR_ASSIGN(const study::Windows windows,
-                 study::make_windows(
-                     flags.text, study::split_documents(text),
-                     [&](const std::string& document) { return encode(document, true); },
-                     std::min(flags.options.context, 1024), flags.router_windows));
+    POLAR_ASSIGN(const study::Windows windows, router_windows(flags.router_windows));
     return train(flags, *device, file, weights, windows);
+  }
+  if (flags.policy == "auto" && file.config().kv_heads > 1) {
+    POLAR_ASSIGN(const study::Windows windows, router_windows(flags.router_windows));
+    POLAR_RETURN_IF_ERROR(prepare_candidates(flags, *device, file, weights, windows));
   }
   if (flags.curve) POLAR_RETURN_IF_ERROR(prepare_curve(flags, *device, file));
   POLAR_ASSIGN(
@@ -166,7 +206,7 @@ Result<int> calibrate(CalibrateFlags& flags) {
   }
   fmt::print("{}", print_rows(rows, flags.format));
   fmt::print(stderr, "wrote {}/profile.json\n", flags.out);
-  if (flags.curve) POLAR_RETURN_IF_ERROR(write_curve(flags, calibration));
+  POLAR_RETURN_IF_ERROR(write_curve(flags, calibration));
   return kOk;
 }
 
@@ -215,11 +255,20 @@ void add_calibrate(CLI::App& app, Run& run) {
                    "How pages are scored: codes (two bits per key channel) or mean (mean keys)")
       ->check(CLI::IsMember({"mean", "codes"}))
       ->capture_default_str();
+  command
+      ->add_option(
+          "--policy", flags->policy,
+          "Candidates: static (fixed budgets and pages) or auto (routed and hybrid ones too)")
+      ->check(CLI::IsMember({"auto", "static"}))
+      ->capture_default_str();
+  command->add_option("--trials", options.trials, "Assignments measured at most for each loss")
+      ->check(CLI::Range(4, 1000))
+      ->capture_default_str();
   command->add_option("--seed", options.seed, "Seed of the retrieval prompts")
       ->capture_default_str();
   command->add_flag(
       "--curve", flags->curve,
-      "Measure loss against bytes for every policy too: curve.json, curve.csv, report.html");
+      "Measure loss against bytes for every policy too, for curve.json, curve.csv and report.html");
   command
       ->add_option("--curve-settings", flags->curve_settings,
                    "Settings of each policy of the curve")
@@ -236,6 +285,12 @@ void add_calibrate(CLI::App& app, Run& run) {
       ->add_option("--router-density", flags->router.density,
                    "Share of a layer's heads that a label calls positive")
       ->check(CLI::Range(0.01, 1.0))
+      ->capture_default_str();
+  command
+      ->add_option("--router-rounds", flags->router.rounds,
+                   "Rounds of training: the first on dense states, each later one on those of the "
+                   "sparse run")
+      ->check(CLI::Range(1, 20))
       ->capture_default_str();
   command->add_option("--recall", flags->router.recall, "Share of the active neurons to find")
       ->check(CLI::Range(0.5, 1.0))

@@ -104,7 +104,23 @@ class Calibrator {
     std::vector<Passage> asked;
     for (const Needle& needle : slices_.needles) asked.push_back(needle.passage);
     POLAR_ASSIGN(result_.retrieval_importance, importance("retrieval", asked));
-    ranked_ = rank_units(result_.text_importance, result_.retrieval_importance);
+    ranking_ = {rank_by_share(result_.text_importance, result_.retrieval_importance),
+                weights_.config.kv_heads};
+    SolverOptions solver;
+    solver.ranking = ranking_;
+    solver.shapes =
+        first_shapes(options_.context, weights_.config.kv_heads, options_.routers != nullptr);
+    solver.context = options_.context;
+    solver.trials = options_.trials;
+    solver.expected = [this](const OperatingPoint& point) { return expected(point); };
+    solver.measure = [this](Trial& trial) {
+      const bool routed = trial.point.limits.routed > 0;
+      const std::string& name = trial.point.name;
+      return measure_once(
+          "trial " + name + of_routers(routed ? options_.routers : nullptr), name,
+          [&] { return planner_of(trial.point); }, trial);
+    };
+    solver_ = std::make_unique<Solver>(std::move(solver));
     return {};
   }
 
@@ -123,16 +139,10 @@ class Calibrator {
     return {};
   }
 
-  /// The families, each searched for the fewest bytes inside the budget; the best of them becomes
-  /// an operating point.
+  /// The fewest bytes inside the budget become an operating point.
   Status choose(double max_loss) {
-    std::optional<Trial> best;
-    for (const Family& family : families()) {
-      const double limit = best ? best->effective_density : 1.0;
-      POLAR_ASSIGN(std::optional<Trial> trial, search(family, max_loss, limit));
-      if (trial && (!best || trial->effective_density < best->effective_density))
-        best = std::move(trial);
-    }
+    const auto cost = [this, max_loss](const Trial& trial) { return cost_of(trial, max_loss); };
+    POLAR_ASSIGN(const std::optional<Trial> best, solver_->solve(cost));
     OperatingPoint point =
         sparsity::dense_profile(weights_.config.layers, weights_.config.kv_heads).points[0];
     if (best) point = best->point;
@@ -140,6 +150,11 @@ class Calibrator {
     point.name = point_name(max_loss);
     POLAR_ASSIGN(point.quality, final_quality(point, trial));
     point.quality.max_loss = max_loss;
+    if (best) {
+      POLAR_ASSIGN(auto rows, solver_->compare(cost, expected(best->point)));
+      result_.comparisons.push_back({point.name, std::move(rows)});
+    }
+    if (point.limits.routed > 0) result_.profile.routers = options_.routers;
     result_.profile.points.push_back(std::move(point));
     return {};
   }
@@ -154,13 +169,18 @@ class Calibrator {
       const std::string name = setting.policy + ", " + setting.setting;
       POLAR_RETURN_IF_ERROR(measure_once(
           "curve " + name + of_routers(setting.values.routers), name,
-          [&] { return options_.curve_planner(values, ranked_); }, point));
+          [&] {
+            return options_.curve_planner(
+                values, rank_units(result_.text_importance, result_.retrieval_importance));
+          },
+          point));
       result_.curve.push_back(std::move(point));
     }
     return {};
   }
 
   Calibration finish(const std::string& fingerprint) {
+    result_.trials = solver_->trials();
     result_.profile.fingerprint = fingerprint;
     result_.profile.page_score = options_.page_score;
     result_.profile.context_min = prompt();
@@ -196,25 +216,13 @@ class Calibrator {
     return evaluation;
   }
 
-  /// In the order of how often they win: a family that comes later only looks below the best so
-  /// far.
-  std::vector<Family> families() const {
-    std::vector<Family> families;
-    for (const Tiers& tiers : {kHalves, kTenthFull, kFullAboveWindows, kAboveWindows, kEqualPages})
-      families.push_back(pages_family(ranked_, tiers));
-    for (const int recent : {8, 32}) {
-      if (recent * backend::kPageTokens * 2 <= options_.context)
-        families.push_back(static_family(ranked_, recent));
-    }
-    return families;
-  }
-
   double expected(const OperatingPoint& point) const {
     backend::KvView kv;
     kv.dtype = options_.kv_dtype;
     kv.head_dim = weights_.config.head_dim;
     kv.page_score = options_.page_score;
-    return expected_density(point, prompt(), options_.context, kv.bytes({0, 1}) / kv.bytes({1, 0}));
+    return expected_density(point, prompt(), options_.context, kv.bytes({0, 1}) / kv.bytes({1, 0}),
+                            weights_.config.kv_heads);
   }
 
   Result<std::vector<double>> importance(const std::string& kind,
@@ -244,34 +252,31 @@ class Calibrator {
     return sum;
   }
 
-  bool inside(const Trial& trial, double max_loss) const {
-    return trial.loss <= max_loss * kSafety && trial.needles >= result_.dense_needles &&
-           trial.effective_density <= 1;  // mean keys can cost more than the pages they save
+  /// What a trial uses up of a budget, the largest of three shares: of the loss of perplexity, of
+  /// what answers to the held-out retrieval prompts may lose, and, over 1, of answers that are
+  /// gone.
+  double cost_of(const Trial& trial, double max_loss) const {
+    double cost = std::max(trial.loss / (max_loss * kSafety), trial.answer_loss / kAnswerLoss);
+    const int gone = result_.dense_needles - trial.needles - result_.needle_count / 40;
+    if (gone > 0) cost = std::max(cost, 1 + static_cast<double>(gone) / result_.dense_needles);
+    return cost;
   }
 
-  /// Bisection over a family's knob, among its points that are expected to read less than `limit`:
-  /// loss falls as bytes grow. Nothing: none of them stays inside the budget.
-  Result<std::optional<Trial>> search(const Family& family, double max_loss, double limit) {
-    int high = static_cast<int>(family.points.size()) - 1;
-    while (high >= 0 && expected(family.points[high]) >= limit) --high;
-    if (high < 0) return std::optional<Trial>();
-    POLAR_ASSIGN(Trial best, measure(family, high));
-    if (!inside(best, max_loss)) return std::optional<Trial>();
-    for (int low = 0; low < high;) {
-      const int middle = (low + high) / 2;
-      POLAR_ASSIGN(Trial trial, measure(family, middle));
-      if (inside(trial, max_loss)) {
-        high = middle;
-        best = std::move(trial);
-      } else {
-        low = middle + 1;
-      }
+  /// Nats that the answers lose, mean over the prompts by how likely the answer is dense: a prompt
+  /// that dense does not answer says nothing.
+  static double answer_loss(std::span<const NeedleAnswers> answers) {
+    double lost = 0, weights = 0;
+    for (const NeedleAnswers& answer : answers) {
+      const double weight = std::exp(answer.dense.log_probability);
+      lost += weight * (answer.dense.log_probability - answer.sparse.log_probability);
+      weights += weight;
     }
-    return std::optional<Trial>(std::move(best));
+    // Not one answer's worth of probability: nothing is known, nothing is decided.
+    return weights >= 1 ? lost / weights : 0;
   }
 
   /// Loss, bytes and retrieval of a planner on the held-out slice, or what is stored of it. Trial
-  /// and CurvePoint have the same three numbers.
+  /// and CurvePoint have the same numbers.
   template <typename Point, typename MakePlanner>
   Status measure_once(const std::string& key, const std::string& stage, const MakePlanner& make,
                       Point& point) {
@@ -279,6 +284,7 @@ class Calibrator {
       point.loss = (*stored)["loss"];
       point.effective_density = (*stored)["density"];
       point.needles = (*stored)["needles"];
+      point.answer_loss = (*stored)["answer_loss"];
       return {};
     }
     POLAR_ASSIGN(auto planner, make());
@@ -288,28 +294,19 @@ class Calibrator {
                  evaluate(device_, weights_, slices_.held_out, planner.get(), evaluation));
     point.loss = measured.ratio() - 1;
     point.effective_density = measured.effective_density();
-    point.needles = sum_up(retrieval_->ask(planner.get())).sparse_correct;
-    return state_.put(
-        key,
-        {{"loss", point.loss}, {"density", point.effective_density}, {"needles", point.needles}});
-  }
-
-  Result<Trial> measure(const Family& family, int knob) {
-    Trial trial;
-    trial.family = family.name;
-    trial.point = family.points[knob];
-    const std::string& name = trial.point.name;
-    POLAR_RETURN_IF_ERROR(measure_once(
-        "trial " + name, name, [&] { return planner_of(trial.point); }, trial));
-    const bool known = std::any_of(result_.trials.begin(), result_.trials.end(),
-                                   [&](const Trial& other) { return other.point.name == name; });
-    if (!known) result_.trials.push_back(trial);
-    return trial;
+    const std::vector<NeedleAnswers> answers = retrieval_->ask(planner.get());
+    point.needles = sum_up(answers).sparse_correct;
+    point.answer_loss = answer_loss(answers);
+    return state_.put(key, {{"loss", point.loss},
+                            {"density", point.effective_density},
+                            {"needles", point.needles},
+                            {"answer_loss", point.answer_loss}});
   }
 
   /// The chosen point beside dense, row by row.
   Result<sparsity::Quality> final_quality(const OperatingPoint& point, const std::string& trial) {
-    const std::string key = "beside dense: " + trial;
+    const std::string key =
+        "beside dense: " + trial + of_routers(point.limits.routed > 0 ? options_.routers : nullptr);
     sparsity::Quality quality;
     quality.text = options_.text_name + ", " + std::to_string(slices_.held_out.count) +
                    " held-out windows of " + std::to_string(options_.context);
@@ -337,6 +334,7 @@ class Calibrator {
     Profile profile = sparsity::dense_profile(weights_.config.layers, weights_.config.kv_heads);
     profile.page_score = options_.page_score;
     profile.points = {point};
+    if (point.limits.routed > 0) profile.routers = options_.routers;
     return point_planner(device_, profile, 0);
   }
 
@@ -345,6 +343,9 @@ class Calibrator {
   /// A point must do better on the held-out slice than the budget says, for texts that calibration
   /// never saw.
   static constexpr double kSafety = 0.8;
+  /// Retrieval is not for sale: whatever the budget, the right answers' probability (a geometric
+  /// mean) may fall by a tenth.
+  static constexpr double kAnswerLoss = 0.1;
 
   backend::Device& device_;
   const model::Weights& weights_;
@@ -352,13 +353,15 @@ class Calibrator {
   CalibrationState& state_;
   Slices slices_;
   std::unique_ptr<Retrieval> retrieval_;  // the held-out prompts
-  std::vector<int> ranked_;
+  Ranking ranking_;
+  std::unique_ptr<Solver> solver_;
   Calibration result_;
 };
 
 ordered_json identity_of(const std::string& fingerprint, const CalibrateOptions& options,
                          size_t text_bytes) {
-  return {{"model", fingerprint},
+  return {{"search", 2},  // what the keys and values of the state mean
+          {"model", fingerprint},
           {"text", options.text_name},
           {"text_bytes", text_bytes},
           {"context", options.context},
@@ -392,6 +395,8 @@ Result<Calibration> calibrate(backend::Device& device, const model::Weights& wei
   for (const double loss : losses) POLAR_RETURN_IF_ERROR(calibrator.choose(loss));
   POLAR_RETURN_IF_ERROR(calibrator.measure_curve());
   Calibration calibration = calibrator.finish(fingerprint);
+  if (calibration.profile.routers != nullptr)
+    POLAR_RETURN_IF_ERROR(sparsity::write_routers(directory, *calibration.profile.routers));
   POLAR_RETURN_IF_ERROR(sparsity::write_profile(directory, calibration.profile));
   return calibration;
 }

@@ -8,10 +8,10 @@
 #include <vector>
 
 #include "sparsity/profile.h"
-#include "study/candidates.h"
 #include "study/evaluate.h"
 #include "study/needle.h"
 #include "study/policy.h"
+#include "study/solver.h"
 
 namespace polar::study {
 
@@ -36,6 +36,9 @@ struct CalibrateOptions {
   int importance_windows = 2;  // windows on which units are left out, one by one
   int held_out_windows = 12;   // windows that decide
   int needles = 24;            // retrieval prompts: a third ranks the units, the others decide
+  int trials = 24;             // assignments measured at most, per operating point
+  /// When given, routed and hybrid assignments are candidates too.
+  std::shared_ptr<const sparsity::Routers> routers;
   backend::PageScore page_score = backend::PageScore::kCodes;
   DType kv_dtype = DType::kF16;
   uint64_t seed = 1;
@@ -49,21 +52,19 @@ struct CalibrateOptions {
   std::function<void(const std::string& stage, int done, int of)> progress;
 };
 
-/// What one assignment did on the held-out slice.
-struct Trial {
-  std::string family;
-  sparsity::OperatingPoint point;
-  double loss = 0;               // perplexity ratio - 1
-  double effective_density = 1;  // KV bytes read / dense, page indices included
-  int needles = 0;               // retrieval prompts that it answers
-};
-
 /// What one setting of the curve did there.
 struct CurvePoint {
   std::string policy, setting;
   double loss = 0;
   double effective_density = 1;
   int needles = 0;
+  double answer_loss = 0;
+};
+
+/// The best of each policy at the bytes of a chosen point.
+struct Comparison {
+  std::string point;
+  std::vector<Trial> policies;
 };
 
 struct Calibration {
@@ -72,6 +73,7 @@ struct Calibration {
       retrieval_importance;  // leave-one-out KL, [layers * kv_heads], nats
   std::vector<Trial> trials;
   std::vector<CurvePoint> curve;
+  std::vector<Comparison> comparisons;
   double dense_perplexity = 0;
   int dense_needles = 0, needle_count = 0;
 };

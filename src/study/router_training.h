@@ -7,6 +7,7 @@
 
 #include "sparsity/routers.h"
 #include "study/evaluate.h"
+#include "study/policy.h"
 
 namespace polar::study {
 
@@ -14,6 +15,12 @@ struct RouterOptions {
   double density = 0.5;  // share of a layer's heads that a token's label calls positive
   double recall = 0.99;  // of the true union, that the numbers of neurons are measured for
   int epochs = 12;       // of the head routers
+  int rounds = 2;  // the first trains on dense states, each later one on those of its sparse run
+  /// What calls a head positive, and what the others read: the paper's label by default.
+  RankBy rank_by = RankBy::kNorm;
+  Fallback fallback = Fallback::kNone;
+  int sink = 1, recent = 4;             // pages of Fallback::kWindow
+  std::vector<int> dense_layers = {0};  // read in full in sparse runs
   int rows_per_step = 256;
   DType kv_dtype = DType::kF16;
   uint64_t seed = 1;
