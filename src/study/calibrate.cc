@@ -139,10 +139,17 @@ class Calibrator {
     return {};
   }
 
-  /// The fewest bytes inside the budget become an operating point.
+  Status search(double max_loss) {
+    const auto cost = [this, max_loss](const Trial& trial) { return cost_of(trial, max_loss); };
+    POLAR_ASSIGN(const auto found, solver_->solve(cost));
+    (void)found;  // chosen when all budgets are searched
+    return {};
+  }
+
+  /// The fewest bytes inside the budget, of all that was measured, become an operating point.
   Status choose(double max_loss) {
     const auto cost = [this, max_loss](const Trial& trial) { return cost_of(trial, max_loss); };
-    POLAR_ASSIGN(const std::optional<Trial> best, solver_->solve(cost));
+    const std::optional<Trial> best = solver_->best_of(cost);
     OperatingPoint point =
         sparsity::dense_profile(weights_.config.layers, weights_.config.kv_heads).points[0];
     if (best) point = best->point;
@@ -392,6 +399,7 @@ Result<Calibration> calibrate(backend::Device& device, const model::Weights& wei
   calibrator.begin_profile();
   std::vector<double> losses = options.max_losses;
   std::sort(losses.begin(), losses.end());
+  for (const double loss : losses) POLAR_RETURN_IF_ERROR(calibrator.search(loss));
   for (const double loss : losses) POLAR_RETURN_IF_ERROR(calibrator.choose(loss));
   POLAR_RETURN_IF_ERROR(calibrator.measure_curve());
   Calibration calibration = calibrator.finish(fingerprint);

@@ -147,6 +147,8 @@ std::vector<Shape> first_shapes(int context, int kv_heads, bool routers) {
       {Knob::kPages, 0.25, 0.6, 1, ReadKind::kWindow, 8},  // full, pages, windows
       {Knob::kFull, 0, 0, 1, ReadKind::kNone, 4},          // static, the others nothing
   };
+  if (32 * backend::kPageTokens <= context)
+    shapes.push_back({Knob::kFull, 0, 0, 1, ReadKind::kWindow, 16});
   if (long_window) shapes.push_back({Knob::kFull, 0, 0, 1, ReadKind::kWindow, 32});
   if (routers && kv_heads > 1) {
     const int some = std::max(1, kv_heads / 4);

@@ -9,8 +9,9 @@ namespace {
 
 /// How fast costs fall as bytes grow, until two trials of a shape say better: cost ~ bytes^-slope.
 constexpr double kSlope = 3;
-/// A knob is turned until the bytes around the crossing are this close.
-constexpr double kCloseBytes = 0.006;
+/// A knob is turned until the bytes around the crossing are this close: of the shape that a search
+/// begins with, which others will beat; of those that win an election; of the last winner.
+constexpr double kAtFirst = 0.06, kElected = 0.02, kAtLast = 0.006;
 constexpr int kTurns = 6;
 
 double clamped_log(double cost) {
@@ -92,7 +93,7 @@ std::optional<double> Solver::crossing(const Shape& shape) const {
 
 /// Measures a shape at ever better guesses of where it meets the bound, the first of them at
 /// `first` bytes.
-Status Solver::turn_knob(const Shape& shape, double first) {
+Status Solver::turn_knob(const Shape& shape, double first, double close) {
   double next = first, bracket = 2;
   for (int turn = 0; turn < kTurns; ++turn) {
     const size_t before = trials_.size();
@@ -111,7 +112,7 @@ Status Solver::turn_knob(const Shape& shape, double first) {
     for (size_t i = 1; i < all.size(); ++i) {
       if (all[i].cost > 1 || all[i - 1].cost <= 1) continue;
       const double width = all[i].bytes - all[i - 1].bytes;
-      if (width < kCloseBytes) return {};
+      if (width < close) return {};
       // A guess that moved one end by little: the middle moves either by half.
       if (width > bracket / 2) next = std::sqrt(all[i].bytes * all[i - 1].bytes);
       bracket = width;
@@ -151,7 +152,7 @@ Result<std::optional<Trial>> Solver::solve(const Cost& cost) {
     if (at && (!crossing(best) || *at < *crossing(best))) best = shape;
   }
   if (const auto at = crossing(best)) first = *at;
-  POLAR_RETURN_IF_ERROR(turn_knob(best, first));
+  POLAR_RETURN_IF_ERROR(turn_knob(best, first, kAtFirst));
   const auto bytes_now = [&] {
     const Trial* inside = best_inside();
     return inside != nullptr ? options_.expected(inside->point) : 0.9;
@@ -162,6 +163,9 @@ Result<std::optional<Trial>> Solver::solve(const Cost& cost) {
   for (const Shape& shape : shapes) {
     if (shape.name() != best.name()) rivals.push_back(shape);
   }
+  // Some measurements are kept for the last turns of the winner's knob.
+  const int kept = std::min(left_, options_.trials / 6);
+  left_ -= kept;
   constexpr int kRounds = 5;
   constexpr double kClose[kRounds] = {1e30, 1.3, 1.3, 1.3, 1.15};
   for (int round = 0; round < kRounds && left_ > 0 && !rivals.empty(); ++round) {
@@ -188,7 +192,7 @@ Result<std::optional<Trial>> Solver::solve(const Cost& cost) {
         if (measured[i].cost < 1.3 * measured[0].cost) close.push_back(measured[i].shape);
       }
       const auto at = crossing(best);
-      POLAR_RETURN_IF_ERROR(turn_knob(best, at ? *at : bytes));
+      POLAR_RETURN_IF_ERROR(turn_knob(best, at ? *at : bytes, kElected));
       rivals = std::move(close);
     } else {
       rivals.clear();
@@ -201,6 +205,18 @@ Result<std::optional<Trial>> Solver::solve(const Cost& cost) {
       rivals.push_back(near);
     }
   }
+  left_ += kept;
+  if (const Trial* inside = best_inside()) {
+    const auto found = std::find_if(shapes.begin(), shapes.end(), [&](const Shape& shape) {
+      return shape.name() == inside->family;
+    });
+    if (const auto at = crossing(*found)) POLAR_RETURN_IF_ERROR(turn_knob(*found, *at, kAtLast));
+  }
+  return best_of(cost);
+}
+
+std::optional<Trial> Solver::best_of(const Cost& cost) {
+  cost_ = cost;
   const Trial* inside = best_inside();
   return inside != nullptr ? std::optional<Trial>(*inside) : std::nullopt;
 }

@@ -47,6 +47,9 @@ class Solver {
   /// measurements lead to the same search.
   Result<std::optional<Trial>> solve(const Cost& cost);
 
+  /// The same among what is measured already: the search for another bound may have found better.
+  std::optional<Trial> best_of(const Cost& cost);
+
   /// The best trial of each policy that reads no more than `bytes` (within a 200th) and no less
   /// than nine tenths of that, measuring the best shape of those that have none.
   Result<std::vector<Trial>> compare(const Cost& cost, double bytes);
@@ -63,7 +66,7 @@ class Solver {
   int setting_at(const Shape& shape, double bytes) const;
   Result<std::optional<Seen>> measure_at(const Shape& shape, double bytes);
   std::vector<Seen> seen_of(const Shape& shape) const;
-  Status turn_knob(const Shape& shape, double first);
+  Status turn_knob(const Shape& shape, double first, double close);
   std::optional<double> crossing(const Shape& shape) const;
   Result<double> cost_at(const Shape& shape, double bytes);
   const Trial* best_inside() const;
