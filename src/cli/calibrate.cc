@@ -188,7 +188,12 @@ Result<int> calibrate(CalibrateFlags& flags) {
   }
   if (flags.policy == "auto" && file.config().kv_heads > 1) {
     POLAR_ASSIGN(const study::Windows windows, router_windows(flags.router_windows));
-    POLAR_RETURN_IF_ERROR(prepare_candidates(flags, *device, file, weights, windows));
+    if (windows.count < study::kRouterWindows) {
+      fmt::print(stderr, "{}: {} windows are too few to train routers: no routed candidates\n",
+                 flags.text, windows.count);
+    } else {
+      POLAR_RETURN_IF_ERROR(prepare_candidates(flags, *device, file, weights, windows));
+    }
   }
   if (flags.curve) POLAR_RETURN_IF_ERROR(prepare_curve(flags, *device, file));
   POLAR_ASSIGN(

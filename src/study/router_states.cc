@@ -172,7 +172,7 @@ Result<TrainedRouters> train_routers(backend::Device& device, const model::Model
                                      const model::Weights& weights, const Windows& windows,
                                      const RouterOptions& options) {
   const model::ModelConfig& config = weights.config;
-  if (windows.count < 8) {
+  if (windows.count < kRouterWindows) {
     return bad_input("command line", "--text", std::to_string(windows.count) + " windows",
                      "at least 8, to train routers and to hold some out");
   }

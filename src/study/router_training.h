@@ -11,6 +11,9 @@
 
 namespace polar::study {
 
+/// Windows that training needs at least: an eighth of them is held out.
+inline constexpr int kRouterWindows = 8;
+
 struct RouterOptions {
   double density = 0.5;  // share of a layer's heads that a token's label calls positive
   double recall = 0.99;  // of the true union, that the numbers of neurons are measured for
