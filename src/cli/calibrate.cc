@@ -186,14 +186,12 @@ Result<int> calibrate(CalibrateFlags& flags) {
     POLAR_ASSIGN(const study::Windows windows, router_windows(flags.router_windows));
     return train(flags, *device, file, weights, windows);
   }
+  bool few_windows = false;
   if (flags.policy == "auto" && file.config().kv_heads > 1) {
     POLAR_ASSIGN(const study::Windows windows, router_windows(flags.router_windows));
-    if (windows.count < study::kRouterWindows) {
-      fmt::print(stderr, "{}: {} windows are too few to train routers: no routed candidates\n",
-                 flags.text, windows.count);
-    } else {
+    few_windows = windows.count < study::kRouterWindows;
+    if (!few_windows)
       POLAR_RETURN_IF_ERROR(prepare_candidates(flags, *device, file, weights, windows));
-    }
   }
   if (flags.curve) POLAR_RETURN_IF_ERROR(prepare_curve(flags, *device, file));
   POLAR_ASSIGN(
@@ -210,6 +208,8 @@ Result<int> calibrate(CalibrateFlags& flags) {
                     {"effective_density", point.quality.effective_density}});
   }
   fmt::print("{}", print_rows(rows, flags.format));
+  if (few_windows)
+    fmt::print(stderr, "{}: too short to train routers: no routed candidates\n", flags.text);
   fmt::print(stderr, "wrote {}/profile.json\n", flags.out);
   POLAR_RETURN_IF_ERROR(write_curve(flags, calibration));
   return kOk;
