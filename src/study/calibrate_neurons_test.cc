@@ -55,7 +55,7 @@ class CalibrateNeurons : public testing::Test {
     return text;
   }
 
-  Result<std::shared_ptr<const sparsity::Routers>> routers(const Windows& windows) {
+  Result<sparsity::Routers> routers(const Windows& windows) {
     measured_windows_ = windows.count;
     NeuronRecallOptions options;
     options.kv_dtype = DType::kF32;
@@ -64,7 +64,7 @@ class CalibrateNeurons : public testing::Test {
                  measure_neuron_recall(*device_, *file_, *weights_, windows, options));
     union_share_ = measured.union_share;
     computed_share_ = measured.computed_share;
-    return std::make_shared<const sparsity::Routers>(std::move(measured.routers));
+    return std::move(measured.routers);
   }
 
   Result<Calibration> run(const std::string& name) {
@@ -148,7 +148,7 @@ TEST_F(CalibrateNeurons, RecallGrowsWithTheNeuronsAndTheUnionWithTheBatch) {
   }
   const auto measured = routers(windows);
   ASSERT_TRUE(measured.ok());
-  const sparsity::Routers& routers = **measured;
+  const sparsity::Routers& routers = *measured;
   const size_t sizes = routers.batches.size();
   for (size_t s = 1; s < sizes; ++s) EXPECT_GT(union_share_[s], union_share_[s - 1]);
   for (size_t i = sizes; i < computed_share_.size(); ++i)
