@@ -7,6 +7,7 @@
 
 #include "study/calibration_slices.h"
 #include "study/calibration_state.h"
+#include "study/unit_losses.h"
 
 namespace polar::study {
 
@@ -47,21 +48,39 @@ class Calibrator {
   }
 
   Status measure_importance() {
-    POLAR_ASSIGN(result_.text_importance, importance("text", slices_.importance));
-    std::vector<Passage> asked;
-    for (const Needle& needle : slices_.needles) asked.push_back(needle.passage);
-    POLAR_ASSIGN(result_.retrieval_importance, importance("retrieval", asked));
-    ranking_ = {rank_by_share(result_.text_importance, result_.retrieval_importance),
-                weights_.config.kv_heads};
+    UnitLosses text, retrieval;
+    POLAR_RETURN_IF_ERROR(leave_out("text", slices_.importance, text));
+    if (answers_) {
+      std::vector<Passage> asked;
+      for (const Needle& needle : slices_.needles) asked.push_back(needle.passage);
+      POLAR_RETURN_IF_ERROR(leave_out("retrieval", asked, retrieval));
+    }
+    result_.text_importance = text.window;
+    result_.retrieval_importance = retrieval.window;
+    ranking_.units = rank_by_share(text.window, retrieval.window);
+    ranking_.kv_heads = weights_.config.kv_heads;
+    ranking_.raises = best_raises(add_losses(text, retrieval), page_levels(options_.context),
+                                  [this](const backend::UnitBudget& budget) {
+                                    OperatingPoint unit;
+                                    unit.limits.recent = kImportanceRecent;
+                                    unit.budgets = {budget};
+                                    return expected(unit, 1);
+                                  });
+    return {};
+  }
+
+  Status prepare_solver() {
     SolverOptions solver;
     solver.ranking = ranking_;
-    for (const Shape& shape : first_shapes(options_.context, ranking_.kv_heads,
+    for (const Shape& shape : first_shapes(options_.context, ranking_,
                                            routers_ != nullptr && routers_->routes_heads())) {
       if (wanted(shape)) solver.shapes.push_back(shape);
     }
     solver.context = options_.context;
     solver.trials = options_.trials;
-    solver.expected = [this](const OperatingPoint& point) { return expected(point); };
+    solver.expected = [this](const OperatingPoint& point) {
+      return expected(point, ranking_.kv_heads);
+    };
     solver.measure = [this](Trial& trial) {
       const std::string& name = trial.point.name;
       return measure_once(
@@ -81,9 +100,13 @@ class Calibrator {
       result_.dense_perplexity = dense.dense_perplexity;
       POLAR_RETURN_IF_ERROR(state_.put("dense", {{"perplexity", result_.dense_perplexity}}));
     }
-    const NeedleResult dense = sum_up(retrieval_->ask(nullptr));
+    const std::vector<NeedleAnswers> answers = retrieval_->ask(nullptr);
+    const NeedleResult dense = sum_up(answers);
     result_.dense_needles = dense.dense_correct;
     result_.needle_count = dense.count;
+    double known = 0;
+    for (const NeedleAnswers& answer : answers) known += std::exp(answer.dense.log_probability);
+    answers_ = known >= 1;
     return {};
   }
 
@@ -103,7 +126,8 @@ class Calibrator {
     point.recall = neurons_of(max_loss).recall;
     POLAR_RETURN_IF_ERROR(measure_together(point, trial, max_loss));
     if (best) {
-      POLAR_ASSIGN(auto rows, solver_->compare(cost(max_loss), expected(best->point)));
+      POLAR_ASSIGN(auto rows,
+                   solver_->compare(cost(max_loss), expected(best->point, ranking_.kv_heads)));
       result_.comparisons.push_back({point.name, std::move(rows)});
     }
     if (point.limits.routed > 0 || point.recall > 0) result_.profile.routers = routers_;
@@ -171,17 +195,36 @@ class Calibrator {
     return evaluation;
   }
 
-  double expected(const OperatingPoint& point) const {
+  double expected(const OperatingPoint& point, int kv_heads) const {
     backend::KvView kv;
     kv.dtype = options_.kv_dtype;
     kv.head_dim = weights_.config.head_dim;
     kv.page_score = options_.page_score;
     return expected_density(point, options_.prompt_tokens(), options_.context,
-                            kv.bytes({0, 1}) / kv.bytes({1, 0}), weights_.config.kv_heads);
+                            kv.bytes({0, 1}) / kv.bytes({1, 0}), kv_heads);
+  }
+
+  /// What units lose that are left out one by one: with a window, and with shares of their pages.
+  Status leave_out(const std::string& kind, const std::vector<Passage>& passages,
+                   UnitLosses& losses) {
+    Policy fallback;
+    fallback.recent = kImportanceRecent;
+    fallback.page_score = options_.page_score;
+    POLAR_ASSIGN(losses.window, importance(kind, passages, fallback));
+    fallback.fallback = Fallback::kPages;
+    fallback.recent = kPagesRecent;
+    for (const int level : page_levels(options_.context)) {
+      fallback.pages = level / 1000.0;
+      POLAR_ASSIGN(auto pages,
+                   importance(kind + ", pages " + std::to_string(level), passages, fallback));
+      losses.pages.push_back(std::move(pages));
+    }
+    return {};
   }
 
   Result<std::vector<double>> importance(const std::string& kind,
-                                         const std::vector<Passage>& passages) {
+                                         const std::vector<Passage>& passages,
+                                         const Policy& fallback) {
     if (passages.empty()) return std::vector<double>();
     std::vector<double> sum(static_cast<size_t>(weights_.config.layers) * weights_.config.kv_heads,
                             0.0);
@@ -192,8 +235,7 @@ class Calibrator {
         kl = stored->get<std::vector<double>>();
       } else {
         ImportanceOptions importance;
-        importance.fallback.kind = PolicyKind::kWindow;
-        importance.fallback.recent = kImportanceRecent;
+        importance.fallback = fallback;
         importance.kv_dtype = options_.kv_dtype;
         importance.progress = [&](int done, int units) {
           if (options_.progress) options_.progress("units left out, " + key, done, units);
@@ -295,8 +337,7 @@ class Calibrator {
       lost += weight * (answer.dense.log_probability - answer.sparse.log_probability);
       weights += weight;
     }
-    // Not one answer's worth of probability: nothing is known, nothing is decided.
-    return weights >= 1 ? lost / weights : 0;
+    return lost / weights;
   }
 
   /// Loss, bytes and retrieval of a planner on the held-out slice, or what is stored of it. Trial
@@ -320,7 +361,7 @@ class Calibrator {
     point.effective_density = measured.effective_density();
     const std::vector<NeedleAnswers> answers = retrieval_->ask(planner.get());
     point.needles = sum_up(answers).sparse_correct;
-    point.answer_loss = answer_loss(answers);
+    point.answer_loss = answers_ ? answer_loss(answers) : 0;
     return state_.put(key, {{"loss", point.loss},
                             {"density", point.effective_density},
                             {"needles", point.needles},
@@ -362,8 +403,9 @@ class Calibrator {
     return point_planner(device_, profile, 0);
   }
 
-  /// The fallback while units are ranked: a window that all families can afford.
-  static constexpr int kImportanceRecent = 8;
+  /// The fallback while units are ranked: a window that all shapes can afford. Beside chosen pages
+  /// fewer are needed.
+  static constexpr int kImportanceRecent = 8, kPagesRecent = 4;
   /// A point must do better on the held-out slice than the budget says, for texts that calibration
   /// never saw.
   static constexpr double kSafety = 0.8;
@@ -379,6 +421,9 @@ class Calibrator {
   CalibrationState& state_;
   Slices slices_;
   std::unique_ptr<Retrieval> retrieval_;  // the held-out prompts
+  /// Whether the dense model gives away at least one answer's worth of probability: if not, the
+  /// retrieval prompts say nothing, rank nothing and decide nothing.
+  bool answers_ = false;
   Ranking ranking_;
   std::shared_ptr<const sparsity::Routers> routers_;  // of heads and of neurons; null: nothing
   std::map<double, Neurons> neurons_;                 // by max_loss
@@ -388,7 +433,7 @@ class Calibrator {
 
 ordered_json identity_of(const std::string& fingerprint, const CalibrateOptions& options,
                          size_t text_bytes) {
-  return {{"search", 3},  // what the keys and values of the state mean
+  return {{"search", 4},  // what the keys and values of the state mean
           {"model", fingerprint},
           {"text", options.text_name},
           {"text_bytes", text_bytes},
@@ -416,8 +461,9 @@ Result<Calibration> calibrate(backend::Device& device, const model::Weights& wei
   Calibrator calibrator(device, weights, options, state);
   POLAR_RETURN_IF_ERROR(calibrator.slice(documents, encode, leading_token));
   POLAR_RETURN_IF_ERROR(calibrator.prepare_routers());
-  POLAR_RETURN_IF_ERROR(calibrator.measure_importance());
   POLAR_RETURN_IF_ERROR(calibrator.measure_dense());
+  POLAR_RETURN_IF_ERROR(calibrator.measure_importance());
+  POLAR_RETURN_IF_ERROR(calibrator.prepare_solver());
   calibrator.begin_profile();
   std::vector<double> losses = options.max_losses;
   std::sort(losses.begin(), losses.end());

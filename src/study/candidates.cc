@@ -74,6 +74,7 @@ std::string Shape::name() const {
       name += " x " + std::to_string(percent(ratio) / 100) + "." +
               std::to_string(percent(ratio) % 100 / 10) + std::to_string(percent(ratio) % 10);
   }
+  if (knob == Knob::kRaises) name += " by unit";
   if (routed > 0) name += ", routed " + std::to_string(routed);
   if (lower != ReadKind::kPages) name += std::string(", else ") + sparsity::kind_name(lower);
   return name + ", recent " + std::to_string(recent);
@@ -81,12 +82,13 @@ std::string Shape::name() const {
 
 const char* Shape::policy() const {
   if (routed > 0) return knob == Knob::kRouted ? "routed" : "hybrid";
-  return knob == Knob::kPages ? "pages" : "static";
+  return knob == Knob::kFull ? "static" : "pages";
 }
 
 int knob_settings(const Shape& shape, const Ranking& ranking) {
-  return shape.knob == Shape::Knob::kPages ? kPagesSettings
-                                           : static_cast<int>(ranking.units.size()) + 1;
+  if (shape.knob == Shape::Knob::kPages) return kPagesSettings;
+  const bool raises = shape.knob == Shape::Knob::kRaises;
+  return static_cast<int>(raises ? ranking.raises.size() : ranking.units.size()) + 1;
 }
 
 OperatingPoint assign(const Shape& shape, const Ranking& ranking, int setting) {
@@ -94,6 +96,13 @@ OperatingPoint assign(const Shape& shape, const Ranking& ranking, int setting) {
   OperatingPoint point;
   point.limits = {kSinkPages, shape.recent, shape.routed};
   point.budgets.resize(units);
+  if (shape.knob == Shape::Knob::kRaises) {
+    point.name = shape.name() + ", " + std::to_string(setting) + " steps";
+    for (UnitBudget& budget : point.budgets) budget.kind = ReadKind::kWindow;
+    for (int step = 0; step < setting; ++step)
+      point.budgets[ranking.raises[step].unit] = ranking.raises[step].budget;
+    return point;
+  }
   const bool by_pages = shape.knob == Shape::Knob::kPages;
   const long knob = by_pages ? setting + 1 : setting;
   const char* what = by_pages                           ? " per mille"
@@ -134,8 +143,9 @@ OperatingPoint assign(const Shape& shape, const Ranking& ranking, int setting) {
   return point;
 }
 
-std::vector<Shape> first_shapes(int context, int kv_heads, bool routers) {
+std::vector<Shape> first_shapes(int context, const Ranking& ranking, bool routers) {
   using Knob = Shape::Knob;
+  const int kv_heads = ranking.kv_heads;
   const bool long_window = 32 * backend::kPageTokens * 2 <= context;
   std::vector<Shape> shapes = {
       {Knob::kPages, 0, 0.5, 2.4},                         // unequal halves
@@ -145,8 +155,11 @@ std::vector<Shape> first_shapes(int context, int kv_heads, bool routers) {
       {Knob::kPages, 0.1, 0.1, 1},                         // the best tenth in full
       {Knob::kPages, 0, 0.5, 1, ReadKind::kWindow, 8},     // pages above windows
       {Knob::kPages, 0.25, 0.6, 1, ReadKind::kWindow, 8},  // full, pages, windows
-      {Knob::kFull, 0, 0, 1, ReadKind::kNone, 4},          // static, the others nothing
+      {Knob::kPages, 0.1, 0.5, 1, ReadKind::kWindow, 8},
+      {Knob::kFull, 0, 0, 1, ReadKind::kNone, 4},  // static, the others nothing
   };
+  if (!ranking.raises.empty())
+    shapes.insert(shapes.begin(), {Knob::kRaises, 0, 0, 1, ReadKind::kWindow, 8});
   if (32 * backend::kPageTokens <= context)
     shapes.push_back({Knob::kFull, 0, 0, 1, ReadKind::kWindow, 16});
   if (long_window) shapes.push_back({Knob::kFull, 0, 0, 1, ReadKind::kWindow, 32});

@@ -25,9 +25,10 @@ std::vector<int> rank_by_share(const std::vector<double>& text_loss,
 struct Shape {
   /// What the knob moves.
   enum class Knob {
-    kPages,  // per mille of the pages that the lower units choose
-    kFull,   // units that are read in full
-    kRouted  // units that a router may choose among
+    kPages,   // per mille of the pages that the lower units choose
+    kFull,    // units that are read in full
+    kRouted,  // units that a router may choose among
+    kRaises   // steps of Ranking::raises: each unit has a budget of its own
   };
   Knob knob = Knob::kPages;
   /// kPages: this share of the units is read in full, then come the upper ones.
@@ -48,10 +49,19 @@ struct Shape {
   const char* policy() const;
 };
 
+/// A step from few bytes to many: one unit is given more.
+struct Raise {
+  int unit = 0;
+  backend::UnitBudget budget;
+};
+
 /// The units of a model for which assignments are made.
 struct Ranking {
   std::vector<int> units;  // the most valuable first
   int kv_heads = 1;
+  /// From windows alone to everything in full, the step that is worth most per byte first
+  /// (best_raises()). Empty: not measured.
+  std::vector<Raise> raises;
 };
 
 /// Settings of a shape's knob: 0 .. knob_settings() - 1, from few bytes to many.
@@ -61,7 +71,7 @@ int knob_settings(const Shape& shape, const Ranking& ranking);
 sparsity::OperatingPoint assign(const Shape& shape, const Ranking& ranking, int setting);
 
 /// Shapes to begin a search with, the likeliest first. `routers`: there are head routers.
-std::vector<Shape> first_shapes(int context, int kv_heads, bool routers);
+std::vector<Shape> first_shapes(int context, const Ranking& ranking, bool routers);
 
 /// Shapes that differ from this one by a little.
 std::vector<Shape> neighbours(const Shape& shape, int context, int kv_heads);

@@ -68,12 +68,12 @@ struct Formula {
     trial.effective_density = expected(trial.point);
   }
 
-  Ranking ranking() const { return {rank_by_share(worth, {}), kHeads}; }
+  Ranking ranking() const { return {rank_by_share(worth, {}), kHeads, {}}; }
 
   Solver solver(bool routers, int trials = 24) {
     SolverOptions options;
     options.ranking = ranking();
-    options.shapes = first_shapes(kContext, kHeads, routers);
+    options.shapes = first_shapes(kContext, Formula().ranking(), routers);
     options.context = kContext;
     options.trials = trials;
     options.expected = expected;
@@ -87,7 +87,7 @@ struct Formula {
   /// The fewest bytes of all settings of the first shapes.
   double fewest(double max_loss, bool routers) const {
     double best = 1;
-    for (const Shape& shape : first_shapes(kContext, kHeads, routers)) {
+    for (const Shape& shape : first_shapes(kContext, Formula().ranking(), routers)) {
       for (int setting = 0; setting < knob_settings(shape, ranking()); ++setting) {
         Trial trial;
         trial.point = assign(shape, ranking(), setting);
@@ -193,7 +193,7 @@ TEST(Solver, SaysWhenNothingIsInside) {
 TEST(Solver, AMeasurementThatFailsIsTheResult) {
   SolverOptions options;
   options.ranking = Formula().ranking();
-  options.shapes = first_shapes(kContext, kHeads, false);
+  options.shapes = first_shapes(kContext, Formula().ranking(), false);
   options.context = kContext;
   options.expected = expected;
   options.measure = [](Trial&) -> Status { return bad_input("disk", "file", "full", "room"); };
@@ -212,7 +212,7 @@ TEST(Candidates, RankByShareWeighsHowMuchNotWhere) {
 TEST(Candidates, AssignmentsReadMoreWithTheKnobAndHaveNamesOfTheirOwn) {
   const Ranking ranking = Formula().ranking();
   std::set<std::string> names;
-  for (Shape& shape : first_shapes(kContext, kHeads, true)) {
+  for (Shape& shape : first_shapes(kContext, Formula().ranking(), true)) {
     std::vector<Shape> all = neighbours(shape, kContext, kHeads);
     all.push_back(shape);
     for (const Shape& one : all) {
