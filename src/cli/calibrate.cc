@@ -25,6 +25,7 @@ struct CalibrateFlags {
   std::string page_score = "codes";
   std::string out;
   study::CalibrateOptions options;
+  std::string policy = "auto";
   bool routers = false;
   bool curve = false;
   int curve_settings = 5;
@@ -85,11 +86,10 @@ bool holds_routers(const std::string& folder) {
 }
 
 /// The folder's routers of neurons, or new ones, put beside the head routers that may stand there.
-Result<std::shared_ptr<const sparsity::Routers>> neuron_routers(const CalibrateFlags& flags,
-                                                                backend::Device& device,
-                                                                const model::ModelFile& file,
-                                                                const model::Weights& weights,
-                                                                const study::Windows& windows) {
+Result<sparsity::Routers> neuron_routers(const CalibrateFlags& flags, backend::Device& device,
+                                         const model::ModelFile& file,
+                                         const model::Weights& weights,
+                                         const study::Windows& windows) {
   const model::ModelConfig& config = file.config();
   sparsity::Routers stored;
   if (holds_routers(flags.out)) {
@@ -97,14 +97,14 @@ Result<std::shared_ptr<const sparsity::Routers>> neuron_routers(const CalibrateF
                                                 config.kv_heads, config.ffn));
     if (stored.routes_neurons()) {
       model::copy_up_projections(file, stored);
-      return std::make_shared<const sparsity::Routers>(std::move(stored));
+      return stored;
     }
   }
   POLAR_ASSIGN(study::NeuronRecall measured,
                study::measure_neuron_recall(device, file, weights, windows, flags.router));
   if (stored.routes_heads()) measured.routers.heads = std::move(stored.heads);
   POLAR_RETURN_IF_ERROR(sparsity::write_routers(flags.out, measured.routers));
-  return std::make_shared<const sparsity::Routers>(std::move(measured.routers));
+  return std::move(measured.routers);
 }
 
 /// Which settings the curve has. Routers that an earlier run left in the folder take part.
@@ -124,6 +124,42 @@ Status prepare_curve(CalibrateFlags& flags, backend::Device& device, const model
   return {};
 }
 
+/// A folder's head routers, or null.
+Result<std::shared_ptr<const sparsity::Routers>> stored_heads(const std::string& folder,
+                                                              const model::ModelConfig& config) {
+  std::shared_ptr<const sparsity::Routers> heads;
+  if (!holds_routers(folder)) return heads;
+  POLAR_ASSIGN(auto stored, sparsity::read_routers(folder, config.layers, config.hidden,
+                                                   config.kv_heads, config.ffn));
+  if (stored.routes_heads()) heads = std::make_shared<const sparsity::Routers>(std::move(stored));
+  return heads;
+}
+
+/// Routers for routed and hybrid candidates: those that lie in the folder, a researcher's own or of
+/// a run with --routers; else ones trained for what candidates read, kept in DIR/candidates so that
+/// a run that goes on has the same.
+Status prepare_candidates(CalibrateFlags& flags, backend::Device& device,
+                          const model::ModelFile& file, const model::Weights& weights,
+                          const study::Windows& windows) {
+  const model::ModelConfig& config = file.config();
+  const std::string candidates = (std::filesystem::path(flags.out) / "candidates").string();
+  POLAR_ASSIGN(flags.options.routers, stored_heads(flags.out, config));
+  if (flags.options.routers != nullptr) return {};
+  if (!holds_routers(candidates)) {
+    study::RouterOptions options = flags.router;
+    options.density = std::max(1, config.kv_heads / 2) / static_cast<double>(config.kv_heads);
+    options.rank_by = study::RankBy::kContribution;
+    options.fallback = study::Fallback::kWindow;
+    options.dense_layers.clear();
+    options.neurons = false;
+    POLAR_ASSIGN(const study::TrainedRouters trained,
+                 study::train_routers(device, file, weights, windows, options));
+    POLAR_RETURN_IF_ERROR(sparsity::write_routers(candidates, trained.routers));
+  }
+  POLAR_ASSIGN(flags.options.routers, stored_heads(candidates, config));
+  return {};
+}
+
 Status write_text(const std::filesystem::path& path, const std::string& text) {
   const auto bytes = std::as_bytes(std::span(text));
   if (!io::write_file_atomically(path.string(), {&bytes, 1}).ok())
@@ -139,6 +175,7 @@ Status write_curve(const CalibrateFlags& flags, const study::Calibration& calibr
   const nlohmann::ordered_json json = {{"dense_perplexity", calibration.dense_perplexity},
                                        {"needles", calibration.needle_count},
                                        {"dense_needles", calibration.dense_needles},
+                                       {"equal_bytes", study::comparison_rows(calibration)},
                                        {"points", points}};
   POLAR_RETURN_IF_ERROR(write_text(out / "curve.json", json.dump(1) + "\n"));
   const Rows rows(points.begin(), points.end());
@@ -174,18 +211,28 @@ Result<int> calibrate(CalibrateFlags& flags) {
   flags.router.kv_dtype = flags.options.kv_dtype;
   flags.router.seed = flags.options.seed;
   flags.router.progress = flags.options.progress;
+  const auto router_windows = [&](int count) {
+    return study::make_windows(
+        flags.text, study::split_documents(text),
+        [&](const std::string& document) { return encode(document, true); },
+        std::min(flags.options.context, 1024), count);
+  };
   if (flags.routers) {
-    POLAR_ASSIGN(const study::Windows windows,
-                 study::make_windows(
-                     flags.text, study::split_documents(text),
-                     [&](const std::string& document) { return encode(document, true); },
-                     std::min(flags.options.context, 1024), flags.router_windows));
+    POLAR_ASSIGN(const study::Windows windows, router_windows(flags.router_windows));
     return train(flags, *device, file, weights, windows);
   }
   if (study::has_routable_neurons(file.config()) && !flags.all_neurons) {
     flags.options.neurons = [&](const study::Windows& windows) {
       return neuron_routers(flags, *device, file, weights, windows);
     };
+  }
+  if (flags.policy == "routed") flags.options.policies = {"routed", "hybrid"};
+  bool few_windows = false;
+  if (flags.policy != "static" && file.config().kv_heads > 1) {
+    POLAR_ASSIGN(const study::Windows windows, router_windows(flags.router_windows));
+    few_windows = windows.count < study::kRouterWindows;
+    if (!few_windows)
+      POLAR_RETURN_IF_ERROR(prepare_candidates(flags, *device, file, weights, windows));
   }
   if (flags.curve) POLAR_RETURN_IF_ERROR(prepare_curve(flags, *device, file));
   POLAR_ASSIGN(
@@ -204,8 +251,10 @@ Result<int> calibrate(CalibrateFlags& flags) {
                     {"neuron_share", point.quality.neuron_share}});
   }
   fmt::print("{}", print_rows(rows, flags.format));
+  if (few_windows)
+    fmt::print(stderr, "{}: too short to train routers: no routed candidates\n", flags.text);
   fmt::print(stderr, "wrote {}/profile.json\n", flags.out);
-  if (flags.curve) POLAR_RETURN_IF_ERROR(write_curve(flags, calibration));
+  POLAR_RETURN_IF_ERROR(write_curve(flags, calibration));
   return kOk;
 }
 
@@ -254,11 +303,21 @@ void add_calibrate(CLI::App& app, Run& run) {
                    "How pages are scored: codes (two bits per key channel) or mean (mean keys)")
       ->check(CLI::IsMember({"mean", "codes"}))
       ->capture_default_str();
+  command
+      ->add_option("--policy", flags->policy,
+                   "Candidates: static (fixed budgets and pages), routed (heads by a router, alone "
+                   "or beside "
+                   "fixed ones) or auto (all)")
+      ->check(CLI::IsMember({"auto", "static", "routed"}))
+      ->capture_default_str();
+  command->add_option("--trials", options.trials, "Assignments measured at most for each loss")
+      ->check(CLI::Range(4, 1000))
+      ->capture_default_str();
   command->add_option("--seed", options.seed, "Seed of the retrieval prompts")
       ->capture_default_str();
   command->add_flag(
       "--curve", flags->curve,
-      "Measure loss against bytes for every policy too: curve.json, curve.csv, report.html");
+      "Measure loss against bytes for every policy too, for curve.json, curve.csv and report.html");
   command
       ->add_option("--curve-settings", flags->curve_settings,
                    "Settings of each policy of the curve")
@@ -277,6 +336,12 @@ void add_calibrate(CLI::App& app, Run& run) {
       ->add_option("--router-density", flags->router.density,
                    "Share of a layer's heads that a label calls positive")
       ->check(CLI::Range(0.01, 1.0))
+      ->capture_default_str();
+  command
+      ->add_option("--router-rounds", flags->router.rounds,
+                   "Rounds of training: the first on dense states, each later one on those of the "
+                   "sparse run")
+      ->check(CLI::Range(1, 20))
       ->capture_default_str();
   command
       ->add_option("--recall", flags->router.recalls,

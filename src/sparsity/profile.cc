@@ -46,6 +46,12 @@ bool Profile::routes_units(int layer) const {
   });
 }
 
+bool Profile::routes_units() const {
+  for (int layer = 0; layer < layers; ++layer)
+    if (routes_units(layer)) return true;
+  return false;
+}
+
 bool Profile::routes_neurons() const {
   return std::any_of(points.begin(), points.end(), [](const auto& p) { return p.recall > 0; });
 }
@@ -55,9 +61,7 @@ Result<Profile> open_profile(const std::string& directory, const ModelShape& sha
   POLAR_ASSIGN(Profile profile, read_profile(directory));
   POLAR_RETURN_IF_ERROR(
       check_profile(profile, directory, shape.layers, shape.kv_heads, fingerprint));
-  bool routes = profile.routes_neurons();
-  for (int layer = 0; layer < shape.layers; ++layer) routes |= profile.routes_units(layer);
-  if (!routes) return profile;
+  if (!profile.routes_neurons() && !profile.routes_units()) return profile;
   POLAR_ASSIGN(Routers routers,
                read_routers(directory, shape.layers, shape.hidden, shape.kv_heads, shape.ffn));
   for (int layer = 0; layer < shape.layers; ++layer) {

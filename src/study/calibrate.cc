@@ -1,11 +1,13 @@
 #include "study/calibrate.h"
 
 #include <algorithm>
-#include <bit>
 #include <cmath>
+#include <map>
 #include <optional>
 
+#include "study/calibration_slices.h"
 #include "study/calibration_state.h"
+#include "study/unit_losses.h"
 
 namespace polar::study {
 
@@ -15,66 +17,6 @@ using sparsity::Profile;
 
 namespace {
 
-/// What is kept of a chosen point's measurement.
-ordered_json quality_json(const sparsity::Quality& quality) {
-  return {{"ratio", quality.perplexity_ratio},
-          {"kl", quality.kl},
-          {"agreement", quality.agreement},
-          {"density", quality.effective_density},
-          {"neurons", quality.neuron_share},
-          {"needles", {quality.needles, quality.dense_needles, quality.sparse_needles}}};
-}
-
-void read_quality(const ordered_json& json, sparsity::Quality& quality) {
-  quality.perplexity_ratio = json["ratio"];
-  quality.kl = json["kl"];
-  quality.agreement = json["agreement"];
-  quality.effective_density = json["density"];
-  quality.neuron_share = json.value("neurons", 1.0);
-  quality.needles = json["needles"][0];
-  quality.dense_needles = json["needles"][1];
-  quality.sparse_needles = json["needles"][2];
-}
-
-/// FNV-1a over words of 32 bits.
-class Hash {
- public:
-  template <typename T>
-  void add(T word) {
-    value_ = (value_ ^ std::bit_cast<uint32_t>(word)) * 0x100000001b3ull;
-  }
-  std::string text() const { return std::to_string(value_); }
-
- private:
-  uint64_t value_ = 0xcbf29ce484222325ull;
-};
-
-/// Tells routers apart in the state's keys: what old ones measured says nothing of new ones.
-std::string of_routers(const std::shared_ptr<const sparsity::Routers>& routers) {
-  if (routers == nullptr) return "";
-  Hash hash;
-  for (const sparsity::HeadRouter& head : routers->heads)
-    for (const float value : head.weight) hash.add(value);
-  return ", routers " + hash.text();
-}
-
-/// The same for routers of neurons.
-std::string of_neurons(const sparsity::Routers& routers) {
-  Hash hash;
-  for (const sparsity::MlpRouter& mlp : routers.mlps) {
-    hash.add(mlp.unit);
-    for (const int32_t count : mlp.neurons) hash.add(count);
-  }
-  return ", neurons " + hash.text();
-}
-
-/// Windows are dealt over the whole text: the even ones for importance, the odd ones held out.
-struct Slices {
-  std::vector<Passage> importance;
-  Windows held_out;
-  std::vector<Needle> needles;  // that rank the units
-};
-
 class Calibrator {
  public:
   Calibrator(backend::Device& device, const model::Weights& weights,
@@ -82,48 +24,16 @@ class Calibrator {
       : device_(device), weights_(weights), options_(options), state_(state) {}
 
   Status slice(const std::vector<std::string>& documents, const Encode& encode, int leading) {
-    const auto with_leading = [&](const std::string& document) { return encode(document, true); };
-    const int wanted = options_.importance_windows + options_.held_out_windows;
-    POLAR_ASSIGN(const Windows all,
-                 make_windows(options_.text_name, documents, with_leading, options_.context, 0));
-    if (all.count < wanted) {
-      return bad_input(
-          options_.text_name, "text",
-          std::to_string(all.count) + " windows of " + std::to_string(options_.context) + " tokens",
-          "at least " + std::to_string(wanted));
-    }
-    slices_.held_out.context = options_.context;
-    for (int i = 0; i < wanted; ++i) {
-      const int window = static_cast<int>(static_cast<int64_t>(i) * all.count / wanted);
-      const auto tokens = all.at(window);
-      // Interleaved, so that both slices come from all over the text.
-      const bool importance = i * options_.importance_windows / wanted !=
-                              (i + 1) * options_.importance_windows / wanted;
-      if (importance) {
-        slices_.importance.push_back(make_passage(tokens, prompt(), kScoredStride));
-      } else {
-        slices_.held_out.tokens.insert(slices_.held_out.tokens.end(), tokens.begin(), tokens.end());
-        ++slices_.held_out.count;
-      }
-    }
-    const int ranking = options_.needles / 3;
-    std::vector<int32_t> haystack;
-    for (const int32_t token : all.tokens) {
-      if (token != leading) haystack.push_back(token);
-    }
-    POLAR_ASSIGN(slices_.needles,
-                 make_needles(options_.text_name, haystack, encode, leading, options_.context,
-                              ranking, 0, kCalibrationWordings, options_.seed));
-    POLAR_ASSIGN(auto held_out_needles, make_needles(options_.text_name, haystack, encode, leading,
-                                                     options_.context, options_.needles - ranking,
-                                                     0, kCalibrationWordings, options_.seed + 1));
-    POLAR_ASSIGN(retrieval_, Retrieval::create(device_, weights_, std::move(held_out_needles),
-                                               options_.kv_dtype, options_.page_score));
+    POLAR_ASSIGN(slices_, make_slices(documents, encode, leading, options_));
+    POLAR_ASSIGN(retrieval_,
+                 Retrieval::create(device_, weights_, std::move(slices_.held_out_needles),
+                                   options_.kv_dtype, options_.page_score));
     return {};
   }
 
-  /// Asks who chooses neurons.
-  Status prepare_neurons() {
+  /// Asks who chooses neurons, and puts them beside who chooses heads.
+  Status prepare_routers() {
+    routers_ = options_.routers;
     if (!options_.neurons) return {};
     Windows windows;
     windows.context = options_.context;
@@ -131,16 +41,53 @@ class Calibrator {
       windows.tokens.insert(windows.tokens.end(), passage.tokens.begin(), passage.tokens.end());
       ++windows.count;
     }
-    POLAR_ASSIGN(neurons_, options_.neurons(windows));
+    POLAR_ASSIGN(sparsity::Routers routers, options_.neurons(windows));
+    if (options_.routers != nullptr) routers.heads = options_.routers->heads;
+    routers_ = std::make_shared<const sparsity::Routers>(std::move(routers));
     return {};
   }
 
   Status measure_importance() {
-    POLAR_ASSIGN(result_.text_importance, importance("text", slices_.importance));
-    std::vector<Passage> asked;
-    for (const Needle& needle : slices_.needles) asked.push_back(needle.passage);
-    POLAR_ASSIGN(result_.retrieval_importance, importance("retrieval", asked));
-    ranked_ = rank_units(result_.text_importance, result_.retrieval_importance);
+    UnitLosses text, retrieval;
+    POLAR_RETURN_IF_ERROR(leave_out("text", slices_.importance, text));
+    if (answers_) {
+      std::vector<Passage> asked;
+      for (const Needle& needle : slices_.needles) asked.push_back(needle.passage);
+      POLAR_RETURN_IF_ERROR(leave_out("retrieval", asked, retrieval));
+    }
+    result_.text_importance = text.window;
+    result_.retrieval_importance = retrieval.window;
+    ranking_.units = rank_by_share(text.window, retrieval.window);
+    ranking_.kv_heads = weights_.config.kv_heads;
+    ranking_.raises = best_raises(add_losses(text, retrieval), page_levels(options_.context),
+                                  [this](const backend::UnitBudget& budget) {
+                                    OperatingPoint unit;
+                                    unit.limits.recent = kImportanceRecent;
+                                    unit.budgets = {budget};
+                                    return expected(unit, 1);
+                                  });
+    return {};
+  }
+
+  Status prepare_solver() {
+    SolverOptions solver;
+    solver.ranking = ranking_;
+    for (const Shape& shape : first_shapes(options_.context, ranking_,
+                                           routers_ != nullptr && routers_->routes_heads())) {
+      if (wanted(shape)) solver.shapes.push_back(shape);
+    }
+    solver.context = options_.context;
+    solver.trials = options_.trials;
+    solver.expected = [this](const OperatingPoint& point) {
+      return expected(point, ranking_.kv_heads);
+    };
+    solver.measure = [this](Trial& trial) {
+      const std::string& name = trial.point.name;
+      return measure_once(
+          "trial " + name + of_routed(trial.point), name, [&] { return planner_of(trial.point); },
+          trial);
+    };
+    solver_ = std::make_unique<Solver>(std::move(solver));
     return {};
   }
 
@@ -153,31 +100,37 @@ class Calibrator {
       result_.dense_perplexity = dense.dense_perplexity;
       POLAR_RETURN_IF_ERROR(state_.put("dense", {{"perplexity", result_.dense_perplexity}}));
     }
-    const NeedleResult dense = sum_up(retrieval_->ask(nullptr));
+    const std::vector<NeedleAnswers> answers = retrieval_->ask(nullptr);
+    const NeedleResult dense = sum_up(answers);
     result_.dense_needles = dense.dense_correct;
     result_.needle_count = dense.count;
+    double known = 0;
+    for (const NeedleAnswers& answer : answers) known += std::exp(answer.dense.log_probability);
+    answers_ = known >= 1;
     return {};
   }
 
-  /// The families, each searched for the fewest bytes inside the budget; the best of them becomes
-  /// an operating point.
+  Status search(double max_loss) {
+    POLAR_RETURN_IF_ERROR(choose_neurons(max_loss));
+    POLAR_ASSIGN(const auto found, solver_->solve(cost(max_loss)));
+    (void)found;  // chosen when all budgets are searched
+    return {};
+  }
+
+  /// The fewest bytes inside the budget, of all that was measured, become an operating point.
   Status choose(double max_loss) {
-    POLAR_ASSIGN(const Neurons neurons, choose_neurons(max_loss));
-    const double budget = max_loss * kSafety - neurons.loss;
-    std::optional<Trial> best;
-    for (const Family& family : families()) {
-      const double limit = best ? best->effective_density : 1.0;
-      POLAR_ASSIGN(std::optional<Trial> trial, search(family, budget, limit));
-      if (trial && (!best || trial->effective_density < best->effective_density))
-        best = std::move(trial);
-    }
-    OperatingPoint point =
-        sparsity::dense_profile(weights_.config.layers, weights_.config.kv_heads).points[0];
-    if (best) point = best->point;
+    const std::optional<Trial> best = solver_->best_of(cost(max_loss));
+    OperatingPoint point = best ? best->point : dense_point();
     const std::string trial = point.name;
     point.name = point_name(max_loss);
-    point.recall = neurons.recall;
+    point.recall = neurons_of(max_loss).recall;
     POLAR_RETURN_IF_ERROR(measure_together(point, trial, max_loss));
+    if (best) {
+      POLAR_ASSIGN(auto rows,
+                   solver_->compare(cost(max_loss), expected(best->point, ranking_.kv_heads)));
+      result_.comparisons.push_back({point.name, std::move(rows)});
+    }
+    if (point.limits.routed > 0 || point.recall > 0) result_.profile.routers = routers_;
     result_.profile.points.push_back(std::move(point));
     return {};
   }
@@ -191,17 +144,23 @@ class Calibrator {
       values.page_score = options_.page_score;  // as the retrieval prompts' cache is kept
       const std::string name = setting.policy + ", " + setting.setting;
       POLAR_RETURN_IF_ERROR(measure_once(
-          "curve " + name + of_routers(setting.values.routers), name,
-          [&] { return options_.curve_planner(values, ranked_); }, point));
+          "curve " + name + (setting.values.routers ? heads_hash(*setting.values.routers) : ""),
+          name,
+          [&] {
+            return options_.curve_planner(
+                values, rank_units(result_.text_importance, result_.retrieval_importance));
+          },
+          point));
       result_.curve.push_back(std::move(point));
     }
     return {};
   }
 
   Calibration finish(const std::string& fingerprint) {
+    result_.trials = solver_->trials();
     result_.profile.fingerprint = fingerprint;
     result_.profile.page_score = options_.page_score;
-    result_.profile.context_min = prompt();
+    result_.profile.context_min = options_.prompt_tokens();
     result_.profile.context_max = options_.context;
     result_.profile.text_importance = result_.text_importance;
     result_.profile.retrieval_importance = result_.retrieval_importance;
@@ -213,9 +172,11 @@ class Calibrator {
   }
 
  private:
-  static constexpr int kScoredStride = 4;  // every fourth row says enough of a unit
-
-  int prompt() const { return options_.prompt >= 0 ? options_.prompt : options_.context / 4; }
+  bool wanted(const Shape& shape) const {
+    const std::vector<std::string>& policies = options_.policies;
+    return policies.empty() ||
+           std::find(policies.begin(), policies.end(), shape.policy()) != policies.end();
+  }
 
   static std::string point_name(double max_loss) {
     std::string name = std::to_string(max_loss * 100);
@@ -226,7 +187,7 @@ class Calibrator {
 
   EvaluateOptions evaluate_options(const std::string& stage) const {
     EvaluateOptions evaluation;
-    evaluation.prompt = prompt();
+    evaluation.prompt = options_.prompt_tokens();
     evaluation.kv_dtype = options_.kv_dtype;
     evaluation.progress = [this, stage](int done, int windows) {
       if (options_.progress) options_.progress(stage, done, windows);
@@ -234,29 +195,36 @@ class Calibrator {
     return evaluation;
   }
 
-  /// In the order of how often they win: a family that comes later only looks below the best so
-  /// far.
-  std::vector<Family> families() const {
-    std::vector<Family> families;
-    for (const Tiers& tiers : {kHalves, kTenthFull, kFullAboveWindows, kAboveWindows, kEqualPages})
-      families.push_back(pages_family(ranked_, tiers));
-    for (const int recent : {8, 32}) {
-      if (recent * backend::kPageTokens * 2 <= options_.context)
-        families.push_back(static_family(ranked_, recent));
-    }
-    return families;
-  }
-
-  double expected(const OperatingPoint& point) const {
+  double expected(const OperatingPoint& point, int kv_heads) const {
     backend::KvView kv;
     kv.dtype = options_.kv_dtype;
     kv.head_dim = weights_.config.head_dim;
     kv.page_score = options_.page_score;
-    return expected_density(point, prompt(), options_.context, kv.bytes({0, 1}) / kv.bytes({1, 0}));
+    return expected_density(point, options_.prompt_tokens(), options_.context,
+                            kv.bytes({0, 1}) / kv.bytes({1, 0}), kv_heads);
+  }
+
+  /// What units lose that are left out one by one: with a window, and with shares of their pages.
+  Status leave_out(const std::string& kind, const std::vector<Passage>& passages,
+                   UnitLosses& losses) {
+    Policy fallback;
+    fallback.recent = kImportanceRecent;
+    fallback.page_score = options_.page_score;
+    POLAR_ASSIGN(losses.window, importance(kind, passages, fallback));
+    fallback.fallback = Fallback::kPages;
+    fallback.recent = kPagesRecent;
+    for (const int level : page_levels(options_.context)) {
+      fallback.pages = level / 1000.0;
+      POLAR_ASSIGN(auto pages,
+                   importance(kind + ", pages " + std::to_string(level), passages, fallback));
+      losses.pages.push_back(std::move(pages));
+    }
+    return {};
   }
 
   Result<std::vector<double>> importance(const std::string& kind,
-                                         const std::vector<Passage>& passages) {
+                                         const std::vector<Passage>& passages,
+                                         const Policy& fallback) {
     if (passages.empty()) return std::vector<double>();
     std::vector<double> sum(static_cast<size_t>(weights_.config.layers) * weights_.config.kv_heads,
                             0.0);
@@ -267,8 +235,7 @@ class Calibrator {
         kl = stored->get<std::vector<double>>();
       } else {
         ImportanceOptions importance;
-        importance.fallback.kind = PolicyKind::kWindow;
-        importance.fallback.recent = kImportanceRecent;
+        importance.fallback = fallback;
         importance.kv_dtype = options_.kv_dtype;
         importance.progress = [&](int done, int units) {
           if (options_.progress) options_.progress("units left out, " + key, done, units);
@@ -282,24 +249,22 @@ class Calibrator {
     return sum;
   }
 
-  bool inside(const Trial& trial, double budget) const {
-    return trial.loss <= budget && trial.needles >= result_.dense_needles &&
-           trial.effective_density <= 1;  // mean keys can cost more than the pages they save
-  }
-
   /// A point's neurons, and what they alone lose.
   struct Neurons {
     double recall = 0, loss = 0;
   };
 
+  Neurons neurons_of(double max_loss) const {
+    const auto found = neurons_.find(max_loss);
+    return found == neurons_.end() ? Neurons{} : found->second;
+  }
+
   /// The least recall that alone stays inside its share of the budget, by bisection: loss falls as
   /// recall grows.
-  Result<Neurons> choose_neurons(double max_loss) {
-    Neurons chosen;
-    if (neurons_ == nullptr) return chosen;
-    OperatingPoint point =
-        sparsity::dense_profile(weights_.config.layers, weights_.config.kv_heads).points[0];
-    const std::vector<double>& recalls = neurons_->recalls;
+  Status choose_neurons(double max_loss) {
+    if (routers_ == nullptr || !routers_->routes_neurons()) return {};
+    OperatingPoint point = dense_point();
+    const std::vector<double>& recalls = routers_->recalls;
     for (int low = 0, high = static_cast<int>(recalls.size()) - 1; low <= high;) {
       const int middle = (low + high) / 2;
       point.recall = recalls[middle];
@@ -307,19 +272,23 @@ class Calibrator {
       CurvePoint measured;
       POLAR_RETURN_IF_ERROR(measure_once(
           "trial " + name, name, [&] { return planner_of(point); }, measured));
-      if (measured.loss <= max_loss * kNeuronShare && measured.needles >= result_.dense_needles) {
-        chosen = {point.recall, std::max(0.0, measured.loss)};
+      if (measured.loss <= max_loss * kNeuronShare && missing(measured.needles) <= 0) {
+        neurons_[max_loss] = {point.recall, std::max(0.0, measured.loss)};
         high = middle - 1;
       } else {
         low = middle + 1;
       }
     }
-    return chosen;
+    return {};
   }
 
   std::string of_recall(const OperatingPoint& point) const {
     if (point.recall == 0) return "";
-    return ", recall " + std::to_string(point.recall) + of_neurons(*neurons_);
+    return ", recall " + std::to_string(point.recall) + neurons_hash(*routers_);
+  }
+
+  std::string of_routed(const OperatingPoint& point) const {
+    return point.limits.routed > 0 ? heads_hash(*routers_) : "";
   }
 
   /// Measures heads and neurons together. Losses do not quite add up: where both are too much, more
@@ -329,37 +298,50 @@ class Calibrator {
       POLAR_ASSIGN(point.quality, final_quality(point, trial));
       point.quality.max_loss = max_loss;
       const bool fits = point.quality.perplexity_ratio - 1 <= max_loss * kSafety &&
-                        point.quality.sparse_needles >= point.quality.dense_needles;
+                        missing(point.quality.sparse_needles) <= 0;
       if (fits || point.recall == 0) return {};
-      const auto next =
-          std::upper_bound(neurons_->recalls.begin(), neurons_->recalls.end(), point.recall);
-      point.recall = next == neurons_->recalls.end() ? 0 : *next;
+      const std::vector<double>& recalls = routers_->recalls;
+      const auto next = std::upper_bound(recalls.begin(), recalls.end(), point.recall);
+      point.recall = next == recalls.end() ? 0 : *next;
     }
   }
 
-  /// Bisection over a family's knob, among its points that are expected to read less than `limit`:
-  /// loss falls as bytes grow. Nothing: none of them stays inside the budget.
-  Result<std::optional<Trial>> search(const Family& family, double budget, double limit) {
-    int high = static_cast<int>(family.points.size()) - 1;
-    while (high >= 0 && expected(family.points[high]) >= limit) --high;
-    if (high < 0) return std::optional<Trial>();
-    POLAR_ASSIGN(Trial best, measure(family, high));
-    if (!inside(best, budget)) return std::optional<Trial>();
-    for (int low = 0; low < high;) {
-      const int middle = (low + high) / 2;
-      POLAR_ASSIGN(Trial trial, measure(family, middle));
-      if (inside(trial, budget)) {
-        high = middle;
-        best = std::move(trial);
-      } else {
-        low = middle + 1;
-      }
+  OperatingPoint dense_point() const {
+    return sparsity::dense_profile(weights_.config.layers, weights_.config.kv_heads).points[0];
+  }
+
+  /// What a trial uses up of a budget, the largest of three shares: of the loss of perplexity, of
+  /// what answers to the held-out retrieval prompts may lose, and, over 1, of answers that are
+  /// gone.
+  Solver::Cost cost(double max_loss) const {
+    const double budget = max_loss * kSafety - neurons_of(max_loss).loss;
+    return [this, budget](const Trial& trial) {
+      const double cost = std::max(trial.loss / budget, trial.answer_loss / kAnswerLoss);
+      const int gone = missing(trial.needles);
+      if (gone <= 0) return cost;
+      return std::max(cost, 1 + static_cast<double>(gone) / result_.dense_needles);
+    };
+  }
+
+  /// Answers gone, beyond the one in 40 prompts that may go.
+  int missing(int needles) const {
+    return result_.dense_needles - needles - result_.needle_count / 40;
+  }
+
+  /// Nats that the answers lose, mean over the prompts by how likely the answer is dense: a prompt
+  /// that dense does not answer says nothing.
+  static double answer_loss(std::span<const NeedleAnswers> answers) {
+    double lost = 0, weights = 0;
+    for (const NeedleAnswers& answer : answers) {
+      const double weight = std::exp(answer.dense.log_probability);
+      lost += weight * (answer.dense.log_probability - answer.sparse.log_probability);
+      weights += weight;
     }
-    return std::optional<Trial>(std::move(best));
+    return lost / weights;
   }
 
   /// Loss, bytes and retrieval of a planner on the held-out slice, or what is stored of it. Trial
-  /// and CurvePoint have the same three numbers.
+  /// and CurvePoint have the same numbers.
   template <typename Point, typename MakePlanner>
   Status measure_once(const std::string& key, const std::string& stage, const MakePlanner& make,
                       Point& point) {
@@ -367,6 +349,7 @@ class Calibrator {
       point.loss = (*stored)["loss"];
       point.effective_density = (*stored)["density"];
       point.needles = (*stored)["needles"];
+      point.answer_loss = (*stored)["answer_loss"];
       return {};
     }
     POLAR_ASSIGN(auto planner, make());
@@ -376,28 +359,18 @@ class Calibrator {
                  evaluate(device_, weights_, slices_.held_out, planner.get(), evaluation));
     point.loss = measured.ratio() - 1;
     point.effective_density = measured.effective_density();
-    point.needles = sum_up(retrieval_->ask(planner.get())).sparse_correct;
-    return state_.put(
-        key,
-        {{"loss", point.loss}, {"density", point.effective_density}, {"needles", point.needles}});
-  }
-
-  Result<Trial> measure(const Family& family, int knob) {
-    Trial trial;
-    trial.family = family.name;
-    trial.point = family.points[knob];
-    const std::string& name = trial.point.name;
-    POLAR_RETURN_IF_ERROR(measure_once(
-        "trial " + name, name, [&] { return planner_of(trial.point); }, trial));
-    const bool known = std::any_of(result_.trials.begin(), result_.trials.end(),
-                                   [&](const Trial& other) { return other.point.name == name; });
-    if (!known) result_.trials.push_back(trial);
-    return trial;
+    const std::vector<NeedleAnswers> answers = retrieval_->ask(planner.get());
+    point.needles = sum_up(answers).sparse_correct;
+    point.answer_loss = answers_ ? answer_loss(answers) : 0;
+    return state_.put(key, {{"loss", point.loss},
+                            {"density", point.effective_density},
+                            {"needles", point.needles},
+                            {"answer_loss", point.answer_loss}});
   }
 
   /// The chosen point beside dense, row by row.
   Result<sparsity::Quality> final_quality(const OperatingPoint& point, const std::string& trial) {
-    const std::string key = "beside dense: " + trial + of_recall(point);
+    const std::string key = "beside dense: " + trial + of_routed(point) + of_recall(point);
     sparsity::Quality quality;
     quality.text = options_.text_name + ", " + std::to_string(slices_.held_out.count) +
                    " held-out windows of " + std::to_string(options_.context);
@@ -426,17 +399,21 @@ class Calibrator {
     Profile profile = sparsity::dense_profile(weights_.config.layers, weights_.config.kv_heads);
     profile.page_score = options_.page_score;
     profile.points = {point};
-    profile.routers = neurons_;
+    if (point.limits.routed > 0 || point.recall > 0) profile.routers = routers_;
     return point_planner(device_, profile, 0);
   }
 
-  /// The fallback while units are ranked: a window that all families can afford.
-  static constexpr int kImportanceRecent = 8;
+  /// The fallback while units are ranked: a window that all shapes can afford. Beside chosen pages
+  /// fewer are needed.
+  static constexpr int kImportanceRecent = 8, kPagesRecent = 4;
   /// A point must do better on the held-out slice than the budget says, for texts that calibration
   /// never saw.
   static constexpr double kSafety = 0.8;
   /// Of the budget, what neurons alone may lose: they pay at small batches only, pages at all.
   static constexpr double kNeuronShare = 0.125;
+  /// Retrieval is not for sale: whatever the budget, the right answers' probability (a geometric
+  /// mean) may fall by a tenth.
+  static constexpr double kAnswerLoss = 0.1;
 
   backend::Device& device_;
   const model::Weights& weights_;
@@ -444,14 +421,20 @@ class Calibrator {
   CalibrationState& state_;
   Slices slices_;
   std::unique_ptr<Retrieval> retrieval_;  // the held-out prompts
-  std::vector<int> ranked_;
-  std::shared_ptr<const sparsity::Routers> neurons_;  // null: none are chosen
+  /// Whether the dense model gives away at least one answer's worth of probability: if not, the
+  /// retrieval prompts say nothing, rank nothing and decide nothing.
+  bool answers_ = false;
+  Ranking ranking_;
+  std::shared_ptr<const sparsity::Routers> routers_;  // of heads and of neurons; null: nothing
+  std::map<double, Neurons> neurons_;                 // by max_loss
+  std::unique_ptr<Solver> solver_;
   Calibration result_;
 };
 
 ordered_json identity_of(const std::string& fingerprint, const CalibrateOptions& options,
                          size_t text_bytes) {
-  return {{"model", fingerprint},
+  return {{"search", 4},  // what the keys and values of the state mean
+          {"model", fingerprint},
           {"text", options.text_name},
           {"text_bytes", text_bytes},
           {"context", options.context},
@@ -477,15 +460,19 @@ Result<Calibration> calibrate(backend::Device& device, const model::Weights& wei
                CalibrationState::open(directory, identity_of(fingerprint, options, text_bytes)));
   Calibrator calibrator(device, weights, options, state);
   POLAR_RETURN_IF_ERROR(calibrator.slice(documents, encode, leading_token));
-  POLAR_RETURN_IF_ERROR(calibrator.prepare_neurons());
-  POLAR_RETURN_IF_ERROR(calibrator.measure_importance());
+  POLAR_RETURN_IF_ERROR(calibrator.prepare_routers());
   POLAR_RETURN_IF_ERROR(calibrator.measure_dense());
+  POLAR_RETURN_IF_ERROR(calibrator.measure_importance());
+  POLAR_RETURN_IF_ERROR(calibrator.prepare_solver());
   calibrator.begin_profile();
   std::vector<double> losses = options.max_losses;
   std::sort(losses.begin(), losses.end());
+  for (const double loss : losses) POLAR_RETURN_IF_ERROR(calibrator.search(loss));
   for (const double loss : losses) POLAR_RETURN_IF_ERROR(calibrator.choose(loss));
   POLAR_RETURN_IF_ERROR(calibrator.measure_curve());
   Calibration calibration = calibrator.finish(fingerprint);
+  if (calibration.profile.routes_units())
+    POLAR_RETURN_IF_ERROR(sparsity::write_routers(directory, *calibration.profile.routers));
   POLAR_RETURN_IF_ERROR(sparsity::write_profile(directory, calibration.profile));
   return calibration;
 }

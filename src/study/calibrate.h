@@ -8,10 +8,10 @@
 #include <vector>
 
 #include "sparsity/profile.h"
-#include "study/candidates.h"
 #include "study/evaluate.h"
 #include "study/needle.h"
 #include "study/policy.h"
+#include "study/solver.h"
 
 namespace polar::study {
 
@@ -32,13 +32,20 @@ std::vector<CurveSetting> curve_settings(const model::ModelConfig& config,
 struct CalibrateOptions {
   std::vector<double> max_losses = {0.01};  // perplexity ratio - 1, one operating point each
   int context = 2048;
-  int prompt = -1;             // tokens of each window that are prefilled dense; -1: context / 4
+  int prompt = -1;  // tokens of each window that are prefilled dense; -1: context / 4
+  int prompt_tokens() const { return prompt >= 0 ? prompt : context / 4; }
   int importance_windows = 2;  // windows on which units are left out, one by one
   int held_out_windows = 12;   // windows that decide
   int needles = 24;            // retrieval prompts: a third ranks the units, the others decide
-  /// Gives the MLP routers that points may use, with their copies: asked once, with windows that
-  /// the held-out slice does not hold. Null: points compute all neurons.
-  std::function<Result<std::shared_ptr<const sparsity::Routers>>(const Windows&)> neurons;
+  int trials = 24;             // assignments measured at most, per operating point
+  /// Which policies candidates may have (Shape::policy()); empty: all.
+  std::vector<std::string> policies;
+  /// Head routers. When given, routed and hybrid assignments are candidates too.
+  std::shared_ptr<const sparsity::Routers> routers;
+  /// Gives the MLP routers that points may use, with their copies, and stores them in the run's
+  /// folder: asked once, with windows that the held-out slice does not hold. Null: points compute
+  /// all neurons.
+  std::function<Result<sparsity::Routers>(const Windows&)> neurons;
   backend::PageScore page_score = backend::PageScore::kCodes;
   DType kv_dtype = DType::kF16;
   uint64_t seed = 1;
@@ -52,21 +59,19 @@ struct CalibrateOptions {
   std::function<void(const std::string& stage, int done, int of)> progress;
 };
 
-/// What one assignment did on the held-out slice.
-struct Trial {
-  std::string family;
-  sparsity::OperatingPoint point;
-  double loss = 0;               // perplexity ratio - 1
-  double effective_density = 1;  // KV bytes read / dense, page indices included
-  int needles = 0;               // retrieval prompts that it answers
-};
-
 /// What one setting of the curve did there.
 struct CurvePoint {
   std::string policy, setting;
   double loss = 0;
   double effective_density = 1;
   int needles = 0;
+  double answer_loss = 0;
+};
+
+/// The best of each policy at the bytes of a chosen point.
+struct Comparison {
+  std::string point;
+  std::vector<Trial> policies;
 };
 
 struct Calibration {
@@ -75,14 +80,15 @@ struct Calibration {
       retrieval_importance;  // leave-one-out KL, [layers * kv_heads], nats
   std::vector<Trial> trials;
   std::vector<CurvePoint> curve;
+  std::vector<Comparison> comparisons;
   double dense_perplexity = 0;
   int dense_needles = 0, needle_count = 0;
 };
 
 /// Runs everything. What was measured is kept in `directory`/calibration.json as it comes, so a run
 /// that was killed goes on where it stopped; the result of the same seed is the same. Writes
-/// `directory`/profile.json. Errors: text too short, a folder that cannot be written, a state of
-/// another run in the folder.
+/// `directory`/profile.json, and routers.safetensors where a point routes heads. Errors: text too
+/// short, a folder that cannot be written, a state of another run in the folder.
 Result<Calibration> calibrate(backend::Device& device, const model::Weights& weights,
                               const std::string& fingerprint,
                               const std::vector<std::string>& documents, const Encode& encode,

@@ -8,6 +8,7 @@
 #include <random>
 #include <sstream>
 
+#include "model/routed_neurons.h"
 #include "study/calibrate.h"
 #include "study/neuron_recall.h"
 #include "study/sampled_tokens.h"
@@ -55,7 +56,7 @@ class CalibrateNeurons : public testing::Test {
     return text;
   }
 
-  Result<std::shared_ptr<const sparsity::Routers>> routers(const Windows& windows) {
+  Result<sparsity::Routers> routers(const Windows& windows) {
     measured_windows_ = windows.count;
     NeuronRecallOptions options;
     options.kv_dtype = DType::kF32;
@@ -64,7 +65,7 @@ class CalibrateNeurons : public testing::Test {
                  measure_neuron_recall(*device_, *file_, *weights_, windows, options));
     union_share_ = measured.union_share;
     computed_share_ = measured.computed_share;
-    return std::make_shared<const sparsity::Routers>(std::move(measured.routers));
+    return std::move(measured.routers);
   }
 
   Result<Calibration> run(const std::string& name) {
@@ -127,6 +128,59 @@ TEST_F(CalibrateNeurons, ARunThatIsDoneAndAFreshOneGiveTheSameBytes) {
   EXPECT_EQ(profile_text("b"), first);
 }
 
+/// Heads and neurons by routers at once: found, written, opened and run. Routers that know nothing
+/// choose the heads.
+TEST_F(CalibrateNeurons, APointWithRoutedHeadsAndNeuronsComesBackFromItsFolder) {
+  const model::ModelConfig& config = file_->config();
+  auto heads = std::make_shared<sparsity::Routers>();
+  heads->heads.resize(config.layers);
+  std::mt19937_64 random(3);
+  std::normal_distribution<float> normal;
+  for (sparsity::HeadRouter& head : heads->heads) {
+    head.bias.resize(config.kv_heads);
+    head.weight.resize(static_cast<size_t>(config.kv_heads) * config.hidden);
+    for (float& value : head.weight) value = normal(random);
+  }
+  options_.routers = heads;
+  options_.policies = {"routed", "hybrid"};
+  options_.max_losses = {1.5};
+  const auto calibration = run("a");
+  ASSERT_TRUE(calibration.ok()) << calibration.error().message;
+  const sparsity::OperatingPoint& point = calibration->profile.points[1];
+  ASSERT_GT(point.limits.routed, 0) << point.name;
+  ASSERT_GT(point.recall, 0);
+
+  auto opened = sparsity::open_profile(
+      (root_ / "a").string(), {config.layers, config.hidden, config.kv_heads, config.ffn}, "f00d");
+  ASSERT_TRUE(opened.ok()) << opened.error().message;
+  ASSERT_TRUE(model::prepare_neurons(*file_, "a", *opened).ok());
+  EXPECT_EQ(opened->routers->heads[1].weight, heads->heads[1].weight);
+  auto planner = point_planner(*device_, *opened, 1);
+  ASSERT_TRUE(planner.ok()) << planner.error().message;
+  // On the windows that decided, it does what calibration says of it.
+  Windows held_out;
+  held_out.context = kContext;
+  for (const int window : {0, 1, 2, 3}) {
+    const int of = options_.importance_windows + options_.held_out_windows;
+    const bool importance = window * options_.importance_windows / of !=
+                            (window + 1) * options_.importance_windows / of;
+    if (importance) continue;
+    const auto tokens = encode(documents_[window * static_cast<int>(documents_.size()) / of], true);
+    held_out.tokens.insert(held_out.tokens.end(), tokens.begin(), tokens.end());
+    ++held_out.count;
+  }
+  ASSERT_EQ(held_out.count, options_.held_out_windows);
+  EvaluateOptions options;
+  options.prompt = options_.prompt_tokens();
+  options.kv_dtype = DType::kF32;
+  const auto measured = evaluate(*device_, *weights_, held_out, planner->get(), options);
+  ASSERT_TRUE(measured.ok()) << measured.error().message;
+  EXPECT_NEAR(measured->ratio(), point.quality.perplexity_ratio, 1e-6);
+  EXPECT_NEAR(measured->effective_density(), point.quality.effective_density, 1e-6);
+  EXPECT_NEAR(measured->neuron_share, point.quality.neuron_share, 1e-6);
+  EXPECT_LT(measured->neuron_share, 1);
+}
+
 TEST_F(CalibrateNeurons, WithoutRoutersPointsComputeAllNeurons) {
   options_.neurons = nullptr;
   const auto calibration = run("a");
@@ -148,7 +202,7 @@ TEST_F(CalibrateNeurons, RecallGrowsWithTheNeuronsAndTheUnionWithTheBatch) {
   }
   const auto measured = routers(windows);
   ASSERT_TRUE(measured.ok());
-  const sparsity::Routers& routers = **measured;
+  const sparsity::Routers& routers = *measured;
   const size_t sizes = routers.batches.size();
   for (size_t s = 1; s < sizes; ++s) EXPECT_GT(union_share_[s], union_share_[s - 1]);
   for (size_t i = sizes; i < computed_share_.size(); ++i)

@@ -8,6 +8,7 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <random>
+#include <set>
 #include <sstream>
 
 #include "model/small_config.h"
@@ -56,6 +57,7 @@ class Calibrate : public testing::Test {
     options_.importance_windows = 1;
     options_.held_out_windows = 3;
     options_.needles = 6;
+    options_.trials = 8;
     options_.kv_dtype = DType::kF32;
     options_.text_name = "text.txt";
   }
@@ -152,8 +154,10 @@ TEST_F(Calibrate, RanksUnitsByWhatTheLossDoesWithoutThem) {
   const auto made = run("one");
   ASSERT_TRUE(made.ok());
   ASSERT_EQ(made->text_importance.size(), 4u);
-  ASSERT_EQ(made->retrieval_importance.size(), 4u);
   for (const double loss : made->text_importance) EXPECT_GT(loss, 0);
+  // A model that answers none of the retrieval prompts is not ranked by them.
+  EXPECT_EQ(made->dense_needles, 0);
+  EXPECT_THAT(made->retrieval_importance, testing::IsEmpty());
 }
 
 TEST_F(Calibrate, TheCurveIsMeasuredOnceAndReported) {
@@ -190,6 +194,82 @@ TEST_F(Calibrate, TheCurveIsMeasuredOnceAndReported) {
   };
   EXPECT_LT(of("2 of 4 units").effective_density, of("3 of 4 units").effective_density);
   EXPECT_GT(of("no unit").loss, of("3 of 4 units").loss);
+}
+
+/// Routers that know nothing: what they choose is as good as any choice.
+std::shared_ptr<const sparsity::Routers> random_routers(const model::ModelConfig& config) {
+  auto routers = std::make_shared<sparsity::Routers>();
+  routers->hidden = config.hidden;
+  routers->kv_heads = config.kv_heads;
+  routers->ffn = config.ffn;
+  std::mt19937_64 random(5);
+  std::normal_distribution<float> normal;
+  routers->heads.resize(config.layers);
+  routers->mlps.resize(config.layers);
+  for (sparsity::HeadRouter& head : routers->heads) {
+    head.bias.resize(config.kv_heads);
+    head.weight.resize(static_cast<size_t>(config.kv_heads) * config.hidden);
+    for (float& value : head.weight) value = normal(random);
+  }
+  return routers;
+}
+
+TEST_F(Calibrate, WithRoutersAllPoliciesAreComparedAtEqualBytes) {
+  options_.routers = random_routers(weights_->config);
+  options_.max_losses = {0.2};
+  options_.trials = 40;
+  const auto made = run("one");
+  ASSERT_TRUE(made.ok());
+  ASSERT_EQ(made->comparisons.size(), 1u);
+  const double bytes = made->profile.points[1].quality.effective_density;
+  std::set<std::string> policies;
+  double best = 1e30;
+  for (const Trial& trial : made->comparisons[0].policies) {
+    policies.insert(trial.policy);
+    EXPECT_LE(trial.effective_density, bytes + 0.02) << trial.point.name;
+    best = std::min(best, trial.loss);
+  }
+  // A policy that cannot read as little as the winner stands aside.
+  EXPECT_GE(policies.size(), 2u);
+  EXPECT_TRUE(policies.count("routed") + policies.count("hybrid") > 0);
+  // The point that was chosen keeps its budget; whoever is above it at these bytes does not.
+  EXPECT_LE(best, 0.2);
+  const auto rows = comparison_rows(*made);
+  EXPECT_EQ(rows.size(), made->comparisons[0].policies.size());
+  EXPECT_THAT(report_html(*made, "m"), HasSubstr("Policies at equal bytes"));
+  // Routers are stored where a point needs them, and a run that goes on finds the same.
+  const bool routed = made->profile.routes_units(0) || made->profile.routes_units(1);
+  EXPECT_EQ(routed, std::filesystem::exists(root_ / "one" / "routers.safetensors"));
+  std::vector<std::string> again;
+  ASSERT_TRUE(run("one", &again).ok());
+  EXPECT_THAT(again, testing::IsEmpty());
+}
+
+/// Routed candidates alone: what wins is routed, and the profile can be opened and run.
+TEST_F(Calibrate, ARoutedPointComesWithItsRouters) {
+  sparsity::Profile profile = sparsity::dense_profile(2, 2);
+  profile.fingerprint = "f00d";
+  Shape shape;
+  shape.knob = Shape::Knob::kRouted;
+  shape.lower = backend::ReadKind::kWindow;
+  shape.routed = 1;
+  profile.points.push_back(assign(shape, {{0, 1, 2, 3}, 2, {}}, 4));
+  profile.routers = random_routers(weights_->config);
+  const model::ModelConfig& config = weights_->config;
+  ASSERT_TRUE(sparsity::write_profile(folder("routed"), profile).ok());
+  ASSERT_TRUE(sparsity::write_routers(folder("routed"), *profile.routers).ok());
+  const auto opened = sparsity::open_profile(
+      folder("routed"), {config.layers, config.hidden, config.kv_heads, config.ffn}, "f00d");
+  ASSERT_TRUE(opened.ok()) << opened.error().message;
+  auto planner = point_planner(*device_, *opened, 1);
+  ASSERT_TRUE(planner.ok());
+  const std::vector<int32_t> tokens = encode(documents_[0].substr(0, 256), false);
+  EvaluateOptions options;
+  options.kv_dtype = DType::kF32;
+  const auto measured = evaluate(*device_, *weights_, {tokens, 256, 1}, planner->get(), options);
+  ASSERT_TRUE(measured.ok());
+  EXPECT_NEAR(measured->effective_density(),
+              expected_density(opened->points[1], 0, 256, 0, config.kv_heads), 0.01);
 }
 
 TEST_F(Calibrate, SaysWhatIsWrong) {

@@ -4,6 +4,7 @@
 #include <string>
 
 #include "core/error.h"
+#include "sparsity/profile.h"
 
 namespace polar::study {
 
@@ -25,5 +26,14 @@ class CalibrationState {
   std::string path_;
   nlohmann::ordered_json json_;
 };
+
+/// What is kept of a chosen point's measurement, and the way back.
+nlohmann::ordered_json quality_json(const sparsity::Quality& quality);
+void read_quality(const nlohmann::ordered_json& json, sparsity::Quality& quality);
+
+/// Tell routers apart in keys, ", routers 123" and ", neurons 123": what old ones measured says
+/// nothing of new ones.
+std::string heads_hash(const sparsity::Routers& routers);
+std::string neurons_hash(const sparsity::Routers& routers);
 
 }  // namespace polar::study

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <map>
 #include <numeric>
 
 #include "backend/ranges.h"
@@ -24,14 +25,19 @@ std::vector<int> places(const std::vector<double>& loss) {
   return place;
 }
 
-OperatingPoint point_of(std::string name, int recent, std::vector<UnitBudget> budgets) {
-  OperatingPoint point;
-  point.name = std::move(name);
-  point.limits.sink = kSinkPages;
-  point.limits.recent = recent;
-  point.budgets = std::move(budgets);
-  return point;
+/// A loss of each unit as a share of all units'; of nothing measured: nothing.
+void add_shares(std::vector<double>& worth, const std::vector<double>& loss) {
+  const double sum = std::accumulate(loss.begin(), loss.end(), 0.0);
+  if (sum <= 0) return;
+  for (size_t unit = 0; unit < worth.size(); ++unit) worth[unit] += loss[unit] / sum;
 }
+
+int percent(double share) {
+  return static_cast<int>(std::lround(share * 100));
+}
+
+/// The most per mille of the pages that lower units choose: then all of them read everything.
+constexpr int kPagesSettings = 990;
 
 }  // namespace
 
@@ -48,58 +54,195 @@ std::vector<int> rank_units(const std::vector<double>& text_loss,
   return ranked;
 }
 
-Family static_family(const std::vector<int>& ranked, int recent_pages) {
-  Family family{"static, window " + std::to_string(recent_pages), {}};
-  const int units = static_cast<int>(ranked.size());
-  int previous = -1;
-  for (int step = 0; step <= 20; ++step) {
-    const int full = static_cast<int>(std::lround(units * step / 20.0));
-    if (full == previous) continue;
-    previous = full;
-    std::vector<UnitBudget> budgets(units);
-    for (int i = full; i < units; ++i) budgets[ranked[i]].kind = ReadKind::kWindow;
-    family.points.push_back(point_of(family.name + ", " + std::to_string(full) + " units full",
-                                     recent_pages, std::move(budgets)));
-  }
-  return family;
+std::vector<int> rank_by_share(const std::vector<double>& text_loss,
+                               const std::vector<double>& retrieval_loss) {
+  std::vector<double> worth(text_loss.size(), 0.0);
+  add_shares(worth, text_loss);
+  add_shares(worth, retrieval_loss);
+  std::vector<int> ranked(worth.size());
+  std::iota(ranked.begin(), ranked.end(), 0);
+  std::stable_sort(ranked.begin(), ranked.end(), [&](int a, int b) { return worth[a] > worth[b]; });
+  return ranked;
 }
 
-Family pages_family(const std::vector<int>& ranked, const Tiers& tiers) {
-  Family family{tiers.name, {}};
-  const auto units = static_cast<int>(ranked.size());
-  for (const int share :
-       {60, 80, 100, 125, 160, 200, 250, 300, 350, 400, 450, 500, 600, 700, 800, 900}) {
-    std::vector<UnitBudget> budgets(units);
-    for (int place = 0; place < units; ++place) {
-      UnitBudget& budget = budgets[ranked[place]];
-      if (place < std::lround(tiers.full * units)) continue;
-      const bool upper = place < std::lround(tiers.upper * units);
-      const long per_mille = std::lround(share * (upper ? tiers.upper_factor : tiers.lower_factor));
-      if (per_mille >= 1000) continue;
-      budget.kind = per_mille == 0 ? ReadKind::kWindow : ReadKind::kPages;
-      budget.pages_per_mille = static_cast<uint16_t>(per_mille);
+std::string Shape::name() const {
+  std::string name = policy();
+  if (full > 0) name += ", " + std::to_string(percent(full)) + " % full";
+  if (knob == Knob::kPages && (ratio != 1 || lower != ReadKind::kPages || routed > 0)) {
+    name += ", upper " + std::to_string(percent(upper)) + " %";
+    if (lower == ReadKind::kPages)
+      name += " x " + std::to_string(percent(ratio) / 100) + "." +
+              std::to_string(percent(ratio) % 100 / 10) + std::to_string(percent(ratio) % 10);
+  }
+  if (knob == Knob::kRaises) name += " by unit";
+  if (routed > 0) name += ", routed " + std::to_string(routed);
+  if (lower != ReadKind::kPages) name += std::string(", else ") + sparsity::kind_name(lower);
+  return name + ", recent " + std::to_string(recent);
+}
+
+const char* Shape::policy() const {
+  if (routed > 0) return knob == Knob::kRouted ? "routed" : "hybrid";
+  return knob == Knob::kFull ? "static" : "pages";
+}
+
+int knob_settings(const Shape& shape, const Ranking& ranking) {
+  if (shape.knob == Shape::Knob::kPages) return kPagesSettings;
+  const bool raises = shape.knob == Shape::Knob::kRaises;
+  return static_cast<int>(raises ? ranking.raises.size() : ranking.units.size()) + 1;
+}
+
+OperatingPoint assign(const Shape& shape, const Ranking& ranking, int setting) {
+  const auto units = static_cast<int>(ranking.units.size());
+  OperatingPoint point;
+  point.limits = {kSinkPages, shape.recent, shape.routed};
+  point.budgets.resize(units);
+  if (shape.knob == Shape::Knob::kRaises) {
+    point.name = shape.name() + ", " + std::to_string(setting) + " steps";
+    for (UnitBudget& budget : point.budgets) budget.kind = ReadKind::kWindow;
+    for (int step = 0; step < setting; ++step)
+      point.budgets[ranking.raises[step].unit] = ranking.raises[step].budget;
+    return point;
+  }
+  const bool by_pages = shape.knob == Shape::Knob::kPages;
+  const long knob = by_pages ? setting + 1 : setting;
+  const char* what = by_pages                           ? " per mille"
+                     : shape.knob == Shape::Knob::kFull ? " units full"
+                                                        : " units routed";
+  point.name = shape.name() + ", " + std::to_string(knob) + what;
+  const long full = by_pages                           ? std::lround(shape.full * units)
+                    : shape.knob == Shape::Knob::kFull ? knob
+                                                       : 0;
+  const long upper = by_pages                           ? std::lround(shape.upper * units)
+                     : shape.knob == Shape::Knob::kFull ? units
+                                                        : knob;
+  const auto pages = [](UnitBudget& budget, long per_mille) {
+    if (per_mille >= 1000) return;  // everything
+    budget.kind = ReadKind::kPages;
+    budget.pages_per_mille = static_cast<uint16_t>(per_mille);
+  };
+  const bool chooses = shape.lower == ReadKind::kPages;
+  for (int place = 0; place < units; ++place) {
+    UnitBudget& budget = point.budgets[ranking.units[place]];
+    if (place < full) continue;
+    const bool is_upper = place < upper;
+    if (by_pages && (is_upper || chooses)) {
+      pages(budget,
+            is_upper && chooses ? std::lround(static_cast<double>(knob) * shape.ratio) : knob);
+    } else {
+      budget.kind = shape.lower;
     }
-    family.points.push_back(point_of(family.name + " " + std::to_string(share) + " per mille",
-                                     tiers.recent, std::move(budgets)));
+    if (is_upper && shape.routed > 0 && budget.kind != ReadKind::kFull) {
+      budget.fallback = budget.kind;
+      budget.kind = ReadKind::kRouted;
+    }
   }
-  return family;
+  // Where no unit is left to be routed there is nothing to choose.
+  if (std::none_of(point.budgets.begin(), point.budgets.end(),
+                   [](const UnitBudget& budget) { return budget.kind == ReadKind::kRouted; }))
+    point.limits.routed = 0;
+  return point;
 }
 
-double expected_density(const OperatingPoint& point, int prompt, int context, double index_share) {
+std::vector<Shape> first_shapes(int context, const Ranking& ranking, bool routers) {
+  using Knob = Shape::Knob;
+  const int kv_heads = ranking.kv_heads;
+  const bool long_window = 32 * backend::kPageTokens * 2 <= context;
+  std::vector<Shape> shapes = {
+      {Knob::kPages, 0, 0.5, 2.4},                         // unequal halves
+      {Knob::kPages, 0, 1, 1},                             // equal
+      {Knob::kFull, 0, 0, 1, ReadKind::kWindow, 8},        // static
+      {Knob::kPages, 0, 0.25, 3},                          // a quarter
+      {Knob::kPages, 0.1, 0.1, 1},                         // the best tenth in full
+      {Knob::kPages, 0, 0.5, 1, ReadKind::kWindow, 8},     // pages above windows
+      {Knob::kPages, 0.25, 0.6, 1, ReadKind::kWindow, 8},  // full, pages, windows
+      {Knob::kPages, 0.1, 0.5, 1, ReadKind::kWindow, 8},
+      {Knob::kFull, 0, 0, 1, ReadKind::kNone, 4},  // static, the others nothing
+  };
+  if (!ranking.raises.empty())
+    shapes.insert(shapes.begin(), {Knob::kRaises, 0, 0, 1, ReadKind::kWindow, 8});
+  if (32 * backend::kPageTokens <= context)
+    shapes.push_back({Knob::kFull, 0, 0, 1, ReadKind::kWindow, 16});
+  if (long_window) shapes.push_back({Knob::kFull, 0, 0, 1, ReadKind::kWindow, 32});
+  if (routers && kv_heads > 1) {
+    const int some = std::max(1, kv_heads / 4);
+    shapes.push_back({Knob::kRouted, 0, 0, 1, ReadKind::kNone, 4, std::max(1, kv_heads / 2)});
+    shapes.push_back({Knob::kRouted, 0, 0, 1, ReadKind::kWindow, 8, std::max(1, kv_heads / 2)});
+    shapes.push_back({Knob::kFull, 0, 0, 1, ReadKind::kWindow, 8, some});
+    shapes.push_back({Knob::kPages, 0, 1, 1, ReadKind::kPages, 4, some});
+  }
+  return shapes;
+}
+
+std::vector<Shape> neighbours(const Shape& shape, int context, int kv_heads) {
+  std::vector<Shape> near;
+  const auto add = [&](auto change) {
+    Shape other = shape;
+    change(other);
+    if (other.recent * backend::kPageTokens * 2 > context || other.routed >= kv_heads) return;
+    if (other.name() != shape.name()) near.push_back(other);
+  };
+  if (shape.knob == Shape::Knob::kPages) {
+    if (shape.lower == ReadKind::kPages && shape.upper < 1) {
+      add([](Shape& s) { s.ratio *= 1.5; });
+      add([](Shape& s) { s.ratio = std::max(1.0, s.ratio / 1.5); });
+    }
+    if (shape.upper < 1) {
+      add([](Shape& s) { s.upper = std::min(0.9, s.upper * 1.4); });
+      add([](Shape& s) { s.upper = std::max(s.full, s.upper / 1.4); });
+    }
+    add([](Shape& s) {
+      s.full = s.full > 0 ? s.full / 2 : 0.05;
+      s.upper = std::max(s.full, s.upper);
+    });
+    if (shape.lower != ReadKind::kPages) add([](Shape& s) { s.recent *= 2; });
+  } else {
+    add([](Shape& s) { s.recent *= 2; });
+    add([](Shape& s) { s.recent = std::max(1, s.recent / 2); });
+  }
+  if (shape.routed > 0) add([](Shape& s) { ++s.routed; });
+  if (shape.routed > 1) add([](Shape& s) { --s.routed; });
+  return near;
+}
+
+double expected_density(const OperatingPoint& point, int prompt, int context, double index_share,
+                        int kv_heads) {
+  const auto pages_read = [&](UnitBudget budget, int position) -> double {
+    const int pages = position / backend::kPageTokens + 1;
+    if (budget.kind != ReadKind::kPages) {
+      const backend::PageRanges ranges =
+          backend::fixed_ranges(budget.kind, position, 0, 0, point.limits);
+      return ranges.count + ranges.tail_count;
+    }
+    const backend::PageChoice choice =
+        backend::page_choice(position, 0, budget, point.limits, pages);
+    const bool scored = choice.chosen > 0 && choice.chosen < choice.count;
+    return pages - (choice.count - choice.chosen) + (scored ? choice.count * index_share : 0);
+  };
+  // Units of one budget read the same, so each kind of them is looked at once.
+  std::map<std::pair<int, int>, double> kinds;  // (kind, per mille) -> units
+  const auto add = [&](ReadKind kind, int per_mille, double units) {
+    if (units > 0) kinds[{static_cast<int>(kind), per_mille}] += units;
+  };
+  for (size_t layer = 0; layer * kv_heads < point.budgets.size(); ++layer) {
+    const UnitBudget* budgets = point.budgets.data() + layer * kv_heads;
+    const auto routed = static_cast<double>(
+        std::count_if(budgets, budgets + kv_heads,
+                      [](const UnitBudget& budget) { return budget.kind == ReadKind::kRouted; }));
+    const double chosen = routed > 0 ? std::min(1.0, point.limits.routed / routed) : 0;
+    for (int head = 0; head < kv_heads; ++head) {
+      const UnitBudget& budget = budgets[head];
+      const bool is_routed = budget.kind == ReadKind::kRouted;
+      if (is_routed) add(ReadKind::kFull, 0, chosen);
+      const ReadKind kind = is_routed ? budget.fallback : budget.kind;
+      add(kind, kind == ReadKind::kPages ? budget.pages_per_mille : 0, is_routed ? 1 - chosen : 1);
+    }
+  }
   double read = 0, dense = 0;
   for (int position = prompt; position < context; position += backend::kPageTokens) {
-    for (const UnitBudget& budget : point.budgets) {
-      const int pages = position / backend::kPageTokens + 1;
-      if (budget.kind != ReadKind::kPages) {
-        const backend::PageRanges ranges =
-            backend::fixed_ranges(budget.kind, position, 0, 0, point.limits);
-        read += ranges.count + ranges.tail_count;
-        continue;
-      }
-      const backend::PageChoice choice =
-          backend::page_choice(position, 0, budget, point.limits, pages);
-      const bool scored = choice.chosen > 0 && choice.chosen < choice.count;
-      read += pages - (choice.count - choice.chosen) + (scored ? choice.count * index_share : 0);
+    for (const auto& [kind, units] : kinds) {
+      read += units * pages_read({static_cast<ReadKind>(kind.first), ReadKind::kWindow,
+                                  static_cast<uint16_t>(kind.second)},
+                                 position);
     }
     dense += static_cast<double>(point.budgets.size()) * (position / backend::kPageTokens + 1);
   }

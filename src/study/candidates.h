@@ -1,6 +1,6 @@
 #pragma once
-// The assignments of budgets to units that calibration chooses among: families with one knob each,
-// from dense to sparse.
+// The assignments of budgets to units that calibration chooses among: shapes with one knob each,
+// from few bytes to many.
 
 #include <string>
 #include <vector>
@@ -11,44 +11,75 @@ namespace polar::study {
 
 /// Units ordered by what they are worth, the most valuable first. A unit's place is its better one
 /// in the two rankings (plain text, retrieval): a unit that only retrieval needs must not be lost.
-/// Ties: text first.
+/// Ties: text first. For classes that are read in full or not at all.
 std::vector<int> rank_units(const std::vector<double>& text_loss,
                             const std::vector<double>& retrieval_loss);
 
-/// One family of assignments, from the fewest bytes to the most.
-struct Family {
-  std::string name;  // "static, window 8"
-  std::vector<sparsity::OperatingPoint> points;
-};
+/// Units ordered by the sum of their shares of either loss (each loss divided by its sum). For
+/// splits of page budgets: a place in a ranking says nothing of how much a unit is worth.
+std::vector<int> rank_by_share(const std::vector<double>& text_loss,
+                               const std::vector<double>& retrieval_loss);
 
-/// static: a share of the units, by rank, reads everything, the others sink and window. One family
-/// per window size (in pages).
-Family static_family(const std::vector<int>& ranked, int recent_pages);
-
-/// How the units of a pages family share what they read, by rank: the best `full` of them read
-/// everything; those up to `upper` choose `upper_factor` times the knob's share of their pages, the
-/// others `lower_factor` times (0: they read sink and window).
-struct Tiers {
-  const char* name;
+/// How units share what they read, by rank: classes from the best unit down, and one knob that says
+/// how much is read in all.
+struct Shape {
+  /// What the knob moves.
+  enum class Knob {
+    kPages,   // per mille of the pages that the lower units choose
+    kFull,    // units that are read in full
+    kRouted,  // units that a router may choose among
+    kRaises   // steps of Ranking::raises: each unit has a budget of its own
+  };
+  Knob knob = Knob::kPages;
+  /// kPages: this share of the units is read in full, then come the upper ones.
   double full = 0;
-  double upper = 1;
-  double upper_factor = 1;
-  double lower_factor = 0;
+  double upper = 0.5;  // share of the units, those in full included, that are upper
+  double ratio = 1;    // pages of an upper unit over those of a lower one
+  /// What lower units read. Where they choose no pages, the knob is the upper units' share. kFull,
+  /// kRouted: what the units read that are not counted by the knob (and routed ones, not chosen).
+  backend::ReadKind lower = backend::ReadKind::kPages;
   int recent = 4;  // newest full pages that every unit reads
+  /// Upper units (kPages), units not in full (kFull) or counted ones (kRouted) are routed: this
+  /// many of a layer's are full for a row. 0: no router.
+  int routed = 0;
+
+  /// Says all of the above; two shapes of one name are the same.
+  std::string name() const;
+  /// "pages", "static", "routed" (no unit is full but by its router's choice) or "hybrid".
+  const char* policy() const;
 };
-inline constexpr Tiers kEqualPages = {"pages"};
-inline constexpr Tiers kHalves = {"pages, halves", 0, 0.5, 1.5, 0.5};
-inline constexpr Tiers kTenthFull = {"pages, a tenth full", 0.1};
-inline constexpr Tiers kAboveWindows = {"pages above windows", 0, 0.5, 1, 0, 8};
-inline constexpr Tiers kFullAboveWindows = {"full and pages above windows", 0.1, 0.5, 1, 0, 8};
 
-/// pages: units choose among their pages; the knob is their share.
-Family pages_family(const std::vector<int>& ranked, const Tiers& tiers);
+/// A step from few bytes to many: one unit is given more.
+struct Raise {
+  int unit = 0;
+  backend::UnitBudget budget;
+};
 
-/// The share of KV bytes that a point reads in decode steps from `prompt` to `context` tokens, mean
-/// keys included, before it is measured: no model runs. `index_share`: bytes of a page index / of a
-/// block.
+/// The units of a model for which assignments are made.
+struct Ranking {
+  std::vector<int> units;  // the most valuable first
+  int kv_heads = 1;
+  /// From windows alone to everything in full, the step that is worth most per byte first
+  /// (best_raises()). Empty: not measured.
+  std::vector<Raise> raises;
+};
+
+/// Settings of a shape's knob: 0 .. knob_settings() - 1, from few bytes to many.
+int knob_settings(const Shape& shape, const Ranking& ranking);
+
+/// The assignment of one setting. Its name holds the shape's name and the setting.
+sparsity::OperatingPoint assign(const Shape& shape, const Ranking& ranking, int setting);
+
+/// Shapes to begin a search with, the likeliest first. `routers`: there are head routers.
+std::vector<Shape> first_shapes(int context, const Ranking& ranking, bool routers);
+
+/// Shapes that differ from this one by a little.
+std::vector<Shape> neighbours(const Shape& shape, int context, int kv_heads);
+
+/// The share of KV bytes that a point reads in decode steps from `prompt` to `context` tokens,
+/// page indices included, before it is measured: no model runs. `index_share`: bytes of a page
+/// index / of a block.
 double expected_density(const sparsity::OperatingPoint& point, int prompt, int context,
-                        double index_share);
+                        double index_share, int kv_heads);
 
 }  // namespace polar::study

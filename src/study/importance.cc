@@ -4,28 +4,11 @@
 #include <cmath>
 
 #include "core/thread_pool.h"
-#include "study/host_planner.h"
 #include "study/sequence_cache.h"
 
 namespace polar::study {
 
 namespace {
-
-/// Everything in full but for one unit.
-class OneUnitPlanner : public HostPlanner {
- public:
-  using HostPlanner::HostPlanner;
-  int layer = -1;
-  int unit = -1;
-
- protected:
-  void choose(const model::LayerContext& context, std::vector<char>& keep) override {
-    std::fill(keep.begin(), keep.end(), 1);
-    if (context.layer != layer) return;
-    for (int row = 0; row < rows(); ++row)
-      keep[static_cast<size_t>(row) * context.config.kv_heads + unit] = 0;
-  }
-};
 
 /// Turns rows of logits into log-probabilities, in place.
 void log_softmax(ThreadPool& pool, std::vector<float>& logits, int vocabulary) {
@@ -66,14 +49,17 @@ class PassageRunner {
  public:
   PassageRunner(backend::Device& device, const model::Weights& weights,
                 const ImportanceOptions& options)
-      : device_(device), config_(weights.config), options_(options), one_unit_(options.fallback) {}
+      : device_(device), config_(weights.config), options_(options) {}
 
   Status prepare(const model::Weights& weights, const Passage& passage) {
     const int length = static_cast<int>(passage.tokens.size());
     const int rows = std::max(passage.prompt, length - passage.prompt);
     const int scored = static_cast<int>(passage.scored_rows.size());
     POLAR_ASSIGN(decoder_, model::Decoder::create(device_, weights, {rows, scored}));
-    POLAR_ASSIGN(auto cache, SequenceCache::create(device_, config_, options_.kv_dtype, 1, length));
+    const bool chooses = options_.fallback.fallback == Fallback::kPages;
+    POLAR_ASSIGN(auto cache,
+                 SequenceCache::create(device_, config_, options_.kv_dtype, 1, length, 0,
+                                       chooses ? rows : 0, options_.fallback.page_score));
     cache_ = std::make_unique<SequenceCache>(std::move(cache));
     const std::span<const int32_t> tokens(passage.tokens);
     if (passage.prompt > 0) {
@@ -84,7 +70,7 @@ class PassageRunner {
     for (const int32_t row : passage.scored_rows) logit_rows.push_back(row - passage.prompt);
     const Chunk behind{0, passage.prompt, tokens.subspan(passage.prompt), true};
     batch_ = &cache_->pack({&behind, 1}, logit_rows);
-    return {};
+    return prepare_planners();
   }
 
   void run_dense() {
@@ -99,13 +85,11 @@ class PassageRunner {
   }
 
   double without(int layer, int unit) {
-    one_unit_.layer = layer;
-    one_unit_.unit = unit;
     decoder_->embed(*batch_, nullptr);  // the rotary angles; its hidden states are replaced
     const Tensor hidden = decoder_->hidden(batch_->rows);
     device_.upload(hidden.data, states_[layer].data(), states_[layer].size());
     for (int l = layer; l < config_.layers; ++l) {
-      model::Planner& planner = l == layer ? static_cast<model::Planner&>(one_unit_) : dense_;
+      model::Planner& planner = l == layer ? *without_[unit] : dense_;
       decoder_->attention_half(l, *batch_, cache_->kv(), planner);
       decoder_->mlp_half(l, *batch_);
     }
@@ -113,6 +97,23 @@ class PassageRunner {
   }
 
  private:
+  /// One planner per KV head, in which that head falls back in every layer: each run asks it about
+  /// one layer.
+  Status prepare_planners() {
+    sparsity::Profile profile = sparsity::dense_profile(config_.layers, config_.kv_heads);
+    profile.page_score = options_.fallback.page_score;
+    const sparsity::OperatingPoint dense = profile.points[0];
+    for (int head = 0; head < config_.kv_heads; ++head) {
+      sparsity::OperatingPoint& point = profile.points[0] = dense;
+      point.limits = {options_.fallback.sink, options_.fallback.recent, 0};
+      for (int layer = 0; layer < config_.layers; ++layer)
+        point.budgets[layer * config_.kv_heads + head] = fallback_budget(options_.fallback);
+      POLAR_ASSIGN(auto planner, point_planner(device_, profile, 0));
+      without_.push_back(std::move(planner));
+    }
+    return {};
+  }
+
   std::vector<std::byte> read_hidden() {
     const Tensor hidden = decoder_->hidden(batch_->rows);
     std::vector<std::byte> bytes(dtype_bytes(hidden.dtype, hidden.values()));
@@ -131,8 +132,8 @@ class PassageRunner {
   backend::Device& device_;
   const model::ModelConfig& config_;
   const ImportanceOptions& options_;
-  OneUnitPlanner one_unit_;
   model::DensePlanner dense_;
+  std::vector<std::unique_ptr<model::Planner>> without_;  // [kv_head]
   std::unique_ptr<model::Decoder> decoder_;
   std::unique_ptr<SequenceCache> cache_;
   const backend::Batch* batch_ = nullptr;

@@ -24,7 +24,8 @@ struct Passage {
 Passage make_passage(std::span<const int32_t> window, int prompt, int stride);
 
 struct ImportanceOptions {
-  Policy fallback;  // sink, recent and fallback say what a unit falls back to
+  /// sink, recent, fallback, pages and page_score say what a unit falls back to.
+  Policy fallback;
   DType kv_dtype = DType::kF16;
   std::function<void(int done, int units)> progress;
 };

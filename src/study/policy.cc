@@ -40,15 +40,6 @@ uint16_t fallback_pages(const Policy& policy) {
   return static_cast<uint16_t>(std::lround(policy.pages * 1000));
 }
 
-backend::UnitBudget fallback_budget(const Policy& policy) {
-  backend::UnitBudget budget;
-  budget.kind = policy.fallback == Fallback::kNone     ? backend::ReadKind::kNone
-                : policy.fallback == Fallback::kWindow ? backend::ReadKind::kWindow
-                                                       : backend::ReadKind::kPages;
-  budget.pages_per_mille = fallback_pages(policy);
-  return budget;
-}
-
 /// Dense, and a point in which the units of `full` read everything, the others their fallback.
 sparsity::Profile two_points(const Policy& policy, const model::ModelConfig& config,
                              const std::vector<int>& full) {
@@ -112,6 +103,15 @@ Status validate(const Policy& policy, const model::ModelConfig& config) {
 }
 
 }  // namespace
+
+backend::UnitBudget fallback_budget(const Policy& policy) {
+  backend::UnitBudget budget;
+  budget.kind = policy.fallback == Fallback::kNone     ? backend::ReadKind::kNone
+                : policy.fallback == Fallback::kWindow ? backend::ReadKind::kWindow
+                                                       : backend::ReadKind::kPages;
+  budget.pages_per_mille = fallback_pages(policy);
+  return budget;
+}
 
 Result<std::unique_ptr<model::Planner>> point_planner(backend::Device& device,
                                                       const sparsity::Profile& profile, int point,

@@ -44,6 +44,9 @@ struct Policy {
 
 const char* policy_name(PolicyKind kind);
 
+/// What a unit that is not read in full reads under a policy.
+backend::UnitBudget fallback_budget(const Policy& policy);
+
 /// The planner of a policy. `file` must outlive it (the oracle by contribution reads the output
 /// projections). `ranked`: units by what they are worth, for kStatic. Errors: a dense layer that
 /// the model does not have, a share outside (0, 1], kStatic without a ranking.

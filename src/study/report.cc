@@ -35,13 +35,13 @@ constexpr const char* kChosen = "chosen";
 std::vector<CurvePoint> all_points(const Calibration& calibration) {
   std::vector<CurvePoint> points = calibration.curve;
   for (const Trial& trial : calibration.trials)
-    points.push_back(
-        {kSearched, trial.point.name, trial.loss, trial.effective_density, trial.needles});
+    points.push_back({kSearched, trial.point.name, trial.loss, trial.effective_density,
+                      trial.needles, trial.answer_loss});
   for (const auto& point : calibration.profile.points) {
     const sparsity::Quality& quality = point.quality;
     if (quality.perplexity_ratio <= 0) continue;
     points.push_back({kChosen, point.name, quality.perplexity_ratio - 1, quality.effective_density,
-                      quality.sparse_needles});
+                      quality.sparse_needles, 0});
   }
   return points;
 }
@@ -251,6 +251,22 @@ std::string numbers_table(const std::vector<Line>& lines) {
   return html + "</table></div>";
 }
 
+std::string comparison_table(const Calibration& calibration) {
+  std::string html =
+      "<div class=\"wide\"><table><tr><th>at the bytes of</th><th>policy</th><th>setting</th>"
+      "<th>loss</th><th>KV bytes</th><th>answers lose</th></tr>";
+  for (const Comparison& comparison : calibration.comparisons) {
+    for (const Trial& trial : comparison.policies) {
+      html += fmt::format(
+          "<tr><td>{}</td><td>{}</td><td>{}</td><td>{:.2f} %</td><td>{:.1f} %</td>"
+          "<td>{:.3f} nats</td></tr>",
+          escape(comparison.point), trial.policy, escape(trial.point.name), trial.loss * 100,
+          trial.effective_density * 100, trial.answer_loss);
+    }
+  }
+  return html + "</table></div>";
+}
+
 /// The text that the numbers were measured on, as the points say it.
 std::string measured_on(const Calibration& calibration) {
   for (const auto& point : calibration.profile.points) {
@@ -273,6 +289,22 @@ ordered_json curve_rows(const Calibration& calibration) {
   return rows;
 }
 
+ordered_json comparison_rows(const Calibration& calibration) {
+  ordered_json rows = ordered_json::array();
+  for (const Comparison& comparison : calibration.comparisons) {
+    for (const Trial& trial : comparison.policies) {
+      rows.push_back({{"point", comparison.point},
+                      {"policy", trial.policy},
+                      {"setting", trial.point.name},
+                      {"loss", trial.loss},
+                      {"effective_density", trial.effective_density},
+                      {"needles", trial.needles},
+                      {"answer_loss", trial.answer_loss}});
+    }
+  }
+  return rows;
+}
+
 std::string report_html(const Calibration& calibration, const std::string& model) {
   const std::vector<Line> lines = lines_of(calibration);
   const sparsity::Profile& profile = calibration.profile;
@@ -286,6 +318,12 @@ std::string report_html(const Calibration& calibration, const std::string& model
       profile.context_max, calibration.dense_perplexity, calibration.needle_count,
       calibration.dense_needles);
   html += "<h2>Chosen points</h2>" + points_table(calibration);
+  if (!calibration.comparisons.empty()) {
+    html +=
+        "<h2>Policies at equal bytes</h2><p>Of each policy the best that the search found at "
+        "the bytes of a chosen point.</p>" +
+        comparison_table(calibration);
+  }
   html +=
       "<h2>Loss of perplexity</h2><p>Lower and further left is better. Losses below 0.1 % stand "
       "on the lowest line, those above 1,000 % on the highest.</p>" +

@@ -6,13 +6,24 @@
 
 #include "sparsity/routers.h"
 #include "study/neuron_recall.h"
+#include "study/policy.h"
 
 namespace polar::study {
+
+/// Windows that training needs at least: an eighth of them is held out.
+inline constexpr int kRouterWindows = 8;
 
 /// With what the measurement of neurons, which is part of it, is asked for.
 struct RouterOptions : NeuronRecallOptions {
   double density = 0.5;  // share of a layer's heads that a token's label calls positive
   int epochs = 12;       // of the head routers
+  int rounds = 2;  // the first trains on dense states, each later one on those of its sparse run
+  /// What calls a head positive, and what the others read: the paper's label by default.
+  RankBy rank_by = RankBy::kNorm;
+  Fallback fallback = Fallback::kNone;
+  int sink = 1, recent = 4;             // pages of Fallback::kWindow
+  std::vector<int> dense_layers = {0};  // read in full in sparse runs
+  bool neurons = true;                  // a ReLU model's neurons are measured too
 };
 
 struct TrainedRouters {
@@ -22,9 +33,10 @@ struct TrainedRouters {
   std::vector<double> union_share, computed_share;
 };
 
-/// Trains on all windows but the last eighth, on which measure_neuron_recall() measures. The
-/// result of the same seed is the same. Models that are not plain ReLU, or whose hidden size is no
-/// multiple of 32, get head routers alone. Errors: fewer than 8 windows, no memory.
+/// Trains on all windows; where neurons are measured too, on all but the last eighth, on which
+/// measure_neuron_recall() measures. The result of the same seed is the same. Models that are not
+/// plain ReLU, or whose hidden size is no multiple of 32, get head routers alone. Errors: fewer
+/// than kRouterWindows windows, no memory.
 Result<TrainedRouters> train_routers(backend::Device& device, const model::ModelFile& file,
                                      const model::Weights& weights, const Windows& windows,
                                      const RouterOptions& options);

@@ -44,9 +44,10 @@ __device__ __forceinline__ uint32_t values_of(uint32_t bits, __nv_bfloat162 scal
 
 /// kStrips: of 16 outputs, of a block of threads; kTiles: of 8 rows of x.
 template <int kStrips, int kTiles>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kTiles <= 2 ? 2 : 1)
     four_bit_kernel(const __grid_constant__ FourBitLaunch p) {
   constexpr int kTile = 16 * kStrips;
+  constexpr bool kAhead = kTiles <= 2;  // there are registers for a second chunk
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = lane / 4, quarter = lane % 4;
   const int first = blockIdx.x * kTile, chunks = (p.k + kFourBitInputs - 1) / kFourBitInputs;
   const auto* codes = static_cast<const uint4*>(p.codes);
@@ -71,7 +72,7 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll 1
   for (int chunk = warp; chunk < chunks; chunk += kWarps) {
     const Codes<kStrips> now = next;
-    if (chunk + kWarps < chunks) load(chunk + kWarps, next);
+    if (kAhead && chunk + kWarps < chunks) load(chunk + kWarps, next);
 #pragma unroll
     for (int eight = 0; eight < 4 * kOwn; ++eight) {  // of the lane's inputs
       const int own = eight / 4,
@@ -104,6 +105,7 @@ __global__ void __launch_bounds__(kThreads)
         }
       }
     }
+    if (!kAhead && chunk + kWarps < chunks) load(chunk + kWarps, next);
   }
 
   constexpr int kStride = kTile + 4;  // no two lanes of a store in one bank

@@ -1,0 +1,21 @@
+#pragma once
+// Which parts of a text a calibration looks at, and what for.
+
+#include "study/calibrate.h"
+
+namespace polar::study {
+
+/// Windows are dealt over the whole text, so that both kinds come from all over it.
+struct Slices {
+  std::vector<Passage> importance;  // units are left out on these
+  Windows held_out;
+  std::vector<Needle> needles;           // that rank the units
+  std::vector<Needle> held_out_needles;  // that decide
+};
+
+/// Cuts a text into the windows and retrieval prompts that the options ask for; the same seed gives
+/// the same. `leading`: the token in front of every document, or -1. Errors: too short a text.
+Result<Slices> make_slices(const std::vector<std::string>& documents, const Encode& encode,
+                           int leading, const CalibrateOptions& options);
+
+}  // namespace polar::study

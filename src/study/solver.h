@@ -1,0 +1,81 @@
+#pragma once
+// Which assignment reads the fewest bytes within a bound, found with few measurements: shapes are
+// compared at equal bytes, and the knob of the best is turned until its cost meets the bound.
+
+#include <functional>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "core/error.h"
+#include "study/candidates.h"
+
+namespace polar::study {
+
+/// What one assignment did on the held-out slice.
+struct Trial {
+  std::string family;  // the shape's name
+  std::string policy;  // Shape::policy()
+  sparsity::OperatingPoint point;
+  double loss = 0;               // perplexity ratio - 1
+  double effective_density = 1;  // KV bytes read / dense, page indices included
+  int needles = 0;               // retrieval prompts that it answers
+  double answer_loss = 0;        // log-probability that answers lose, nats (Calibration)
+};
+
+struct SolverOptions {
+  Ranking ranking;
+  std::vector<Shape> shapes;  // the first is where the first search begins
+  int context = 0;
+  int trials = 24;  // measurements at most, per bound
+  /// What a point will read, without a measurement.
+  std::function<double(const sparsity::OperatingPoint&)> expected;
+  /// Measures a point: fills all but family, policy and point.
+  std::function<Status(Trial&)> measure;
+};
+
+/// Keeps what was measured, so that a second bound begins where the first one ended.
+class Solver {
+ public:
+  explicit Solver(SolverOptions options) : options_(std::move(options)) {}
+
+  /// A bound: how much of what it allows a trial uses up. At most 1: inside. Falls as bytes grow.
+  using Cost = std::function<double(const Trial&)>;
+
+  /// The trial with the fewest bytes among all that are inside, after a search of at most
+  /// `SolverOptions::trials` new measurements. Nothing: none is inside. Deterministic: the same
+  /// measurements lead to the same search.
+  Result<std::optional<Trial>> solve(const Cost& cost);
+
+  /// The same among what is measured already: the search for another bound may have found better.
+  std::optional<Trial> best_of(const Cost& cost);
+
+  /// The best trial of each policy that reads no more than `bytes` (within a 200th) and no less
+  /// than nine tenths of that, measuring the best shape of those that have none.
+  Result<std::vector<Trial>> compare(const Cost& cost, double bytes);
+
+  const std::vector<Trial>& trials() const { return trials_; }
+
+ private:
+  /// One trial seen from the current bound.
+  struct Seen {
+    double bytes = 0;  // expected
+    double cost = 0;
+  };
+
+  int setting_at(const Shape& shape, double bytes) const;
+  Result<std::optional<Seen>> measure_at(const Shape& shape, double bytes);
+  std::vector<Seen> seen_of(const Shape& shape) const;
+  Status turn_knob(const Shape& shape, double first, double close);
+  std::optional<double> crossing(const Shape& shape) const;
+  Result<double> cost_at(const Shape& shape, double bytes);
+  const Trial* best_inside() const;
+
+  SolverOptions options_;
+  std::vector<Trial> trials_;
+  std::vector<double> expected_;  // [trial] bytes
+  Cost cost_;
+  int left_ = 0;  // measurements
+};
+
+}  // namespace polar::study

@@ -1,0 +1,260 @@
+#include "study/solver.h"
+
+#include <gmock/gmock.h>
+
+#include <algorithm>
+#include <cmath>
+#include <set>
+
+namespace polar::study {
+namespace {
+
+using backend::ReadKind;
+using backend::UnitBudget;
+
+constexpr int kLayers = 6, kHeads = 4, kUnits = kLayers * kHeads;
+constexpr int kPrompt = 512, kContext = 2048;
+constexpr double kIndex = 1.0 / 16;
+
+double expected(const sparsity::OperatingPoint& point) {
+  return expected_density(point, kPrompt, kContext, kIndex, kHeads);
+}
+
+/// A model that is a formula: what each unit is worth, and how much of it is left by what it reads.
+struct Formula {
+  std::vector<double> worth;  // [unit]
+  double page_power = 4;      // pages are chosen well: a share s leaves (1 - s)^power of the loss
+  double window = 0.7;        // of a unit's worth is lost with a window
+  double routed = 0.5;        // of its fallback's loss is left of a routed unit
+  double answers = 0;         // answer loss, per loss
+  int measured = 0;
+  std::set<std::string> names;
+
+  Formula() {
+    for (int unit = 0; unit < kUnits; ++unit) worth.push_back(std::pow(0.8, unit * 7 % kUnits));
+  }
+
+  double lost(const UnitBudget& budget) const {
+    const double share = budget.pages_per_mille / 1000.0;
+    switch (budget.kind) {
+      case ReadKind::kFull:
+        return 0;
+      case ReadKind::kWindow:
+        return window;
+      case ReadKind::kPages:
+        return std::min(window, std::pow(1 - share, page_power));
+      case ReadKind::kRouted: {
+        UnitBudget fallback = budget;
+        fallback.kind = budget.fallback;
+        return routed * lost(fallback);
+      }
+      case ReadKind::kNone:
+        break;
+    }
+    return 3;
+  }
+
+  void measure(Trial& trial) {
+    ++measured;
+    EXPECT_TRUE(names.insert(trial.point.name).second) << "measured twice: " << trial.point.name;
+    fill(trial);
+  }
+
+  void fill(Trial& trial) const {
+    trial.loss = 0;
+    for (int unit = 0; unit < kUnits; ++unit)
+      trial.loss += 0.1 * worth[unit] * lost(trial.point.budgets[unit]);
+    trial.answer_loss = answers * trial.loss;
+    trial.effective_density = expected(trial.point);
+  }
+
+  Ranking ranking() const { return {rank_by_share(worth, {}), kHeads, {}}; }
+
+  Solver solver(bool routers, int trials = 24) {
+    SolverOptions options;
+    options.ranking = ranking();
+    options.shapes = first_shapes(kContext, Formula().ranking(), routers);
+    options.context = kContext;
+    options.trials = trials;
+    options.expected = expected;
+    options.measure = [this](Trial& trial) {
+      measure(trial);
+      return Status{};
+    };
+    return Solver(std::move(options));
+  }
+
+  /// The fewest bytes of all settings of the first shapes.
+  double fewest(double max_loss, bool routers) const {
+    double best = 1;
+    for (const Shape& shape : first_shapes(kContext, Formula().ranking(), routers)) {
+      for (int setting = 0; setting < knob_settings(shape, ranking()); ++setting) {
+        Trial trial;
+        trial.point = assign(shape, ranking(), setting);
+        fill(trial);
+        if (trial.loss <= max_loss) best = std::min(best, trial.effective_density);
+      }
+    }
+    return best;
+  }
+};
+
+Solver::Cost at_most(double max_loss) {
+  return [max_loss](const Trial& trial) {
+    return std::max(trial.loss / max_loss, trial.answer_loss / 0.1);
+  };
+}
+
+Trial solved(Solver& solver, double max_loss) {
+  auto best = solver.solve(at_most(max_loss));
+  EXPECT_TRUE(best.ok() && best->has_value());
+  return best.ok() && *best ? std::move(**best) : Trial{};
+}
+
+TEST(Solver, FindsAboutTheFewestBytesWithFewMeasurements) {
+  for (const double power : {1.5, 4.0, 8.0}) {
+    Formula formula;
+    formula.page_power = power;
+    Solver solver = formula.solver(false);
+    for (const double max_loss : {0.01, 0.03, 0.1}) {
+      const int before = formula.measured;
+      const Trial best = solved(solver, max_loss);
+      EXPECT_LE(best.loss, max_loss);
+      EXPECT_LE(best.effective_density, formula.fewest(max_loss, false) + 0.03)
+          << power << " " << max_loss << ": " << best.point.name;
+      EXPECT_LE(formula.measured - before, 24);
+    }
+  }
+}
+
+TEST(Solver, ALooserBoundReusesWhatATighterOneMeasured) {
+  Formula both, alone;
+  Solver solver = both.solver(false);
+  const Trial tight = solved(solver, 0.01);
+  const int first = both.measured;
+  const Trial loose = solved(solver, 0.02);
+  EXPECT_LT(loose.effective_density, tight.effective_density);
+  Solver fresh = alone.solver(false);
+  EXPECT_LE(loose.effective_density, solved(fresh, 0.02).effective_density + 0.015);
+  EXPECT_LE(both.measured - first, 24);
+  // The tighter bound takes what the looser one's search found.
+  const auto again = solver.best_of(at_most(0.01));
+  ASSERT_TRUE(again.has_value());
+  EXPECT_LE(again->effective_density, tight.effective_density);
+}
+
+TEST(Solver, TakesFullUnitsAboveWindowsWherePagesAreChosenBadly) {
+  Formula formula;
+  formula.page_power = 0.3;
+  formula.window = 0.1;
+  Solver solver = formula.solver(true);
+  EXPECT_EQ(solved(solver, 0.005).policy, "static");
+}
+
+TEST(Solver, TakesRoutedUnitsOnlyWhereRoutersAreWorthTheirBytes) {
+  Formula good, bad;
+  good.routed = 0.02;
+  bad.routed = 0.9;
+  for (Formula* formula : {&good, &bad}) formula->page_power = 0.5;
+  Solver with_good = good.solver(true), with_bad = bad.solver(true);
+  EXPECT_GT(solved(with_good, 0.01).point.limits.routed, 0);
+  EXPECT_EQ(solved(with_bad, 0.01).point.limits.routed, 0);
+  // Every policy stands in the comparison, at no more than the bytes of the winner.
+  const auto rows = with_bad.compare(at_most(0.01), 0.5);
+  ASSERT_TRUE(rows.ok());
+  std::vector<std::string> policies;
+  for (const Trial& row : *rows) {
+    policies.push_back(row.policy);
+    EXPECT_LE(row.effective_density, 0.5 * 1.005) << row.point.name;
+  }
+  EXPECT_THAT(policies, testing::ElementsAre("static", "pages", "routed", "hybrid"));
+}
+
+TEST(Solver, RetrievalBoundsWhereTheLossWouldAllowMore) {
+  Formula easy, hard;
+  hard.answers = 20;  // an answer loss of 0.1 is reached at a loss of 0.005
+  Solver without = easy.solver(false), with = hard.solver(false);
+  const Trial cheap = solved(without, 0.03), dear = solved(with, 0.03);
+  EXPECT_LE(dear.answer_loss, 0.1);
+  EXPECT_GT(dear.answer_loss, 0.08);
+  EXPECT_GT(dear.effective_density, cheap.effective_density);
+}
+
+TEST(Solver, SaysWhenNothingIsInside) {
+  Formula formula;
+  formula.answers = 1e9;
+  Solver solver = formula.solver(false, 10);
+  const auto best = solver.solve(at_most(0.01));
+  ASSERT_TRUE(best.ok());
+  EXPECT_FALSE(best->has_value());
+  EXPECT_LE(formula.measured, 10);
+}
+
+TEST(Solver, AMeasurementThatFailsIsTheResult) {
+  SolverOptions options;
+  options.ranking = Formula().ranking();
+  options.shapes = first_shapes(kContext, Formula().ranking(), false);
+  options.context = kContext;
+  options.expected = expected;
+  options.measure = [](Trial&) -> Status { return bad_input("disk", "file", "full", "room"); };
+  Solver solver(std::move(options));
+  EXPECT_FALSE(solver.solve(at_most(0.01)).ok());
+}
+
+TEST(Candidates, RankByShareWeighsHowMuchNotWhere) {
+  // Unit 3 is all that retrieval needs, unit 1 most of what text needs.
+  EXPECT_THAT(rank_by_share({0.1, 0.6, 0.3, 0.0}, {0.0, 0.1, 0.0, 0.9}),
+              testing::ElementsAre(3, 1, 2, 0));
+  EXPECT_THAT(rank_by_share({0.1, 0.6, 0.3, 0.0}, {}), testing::ElementsAre(1, 2, 0, 3));
+  EXPECT_THAT(rank_by_share({0.1, 0.6, 0.3, 0.0}, {0, 0, 0, 0}), testing::ElementsAre(1, 2, 0, 3));
+}
+
+TEST(Candidates, AssignmentsReadMoreWithTheKnobAndHaveNamesOfTheirOwn) {
+  const Ranking ranking = Formula().ranking();
+  std::set<std::string> names;
+  for (Shape& shape : first_shapes(kContext, Formula().ranking(), true)) {
+    std::vector<Shape> all = neighbours(shape, kContext, kHeads);
+    all.push_back(shape);
+    for (const Shape& one : all) {
+      double before = 0;
+      for (int setting = 0; setting < knob_settings(one, ranking); setting += 3) {
+        const auto point = assign(one, ranking, setting);
+        names.insert(point.name);
+        ASSERT_EQ(point.budgets.size(), static_cast<size_t>(kUnits));
+        const double density = expected(point);
+        // Where all pages are chosen none is scored, so that much may come off again.
+        EXPECT_GE(density, before - kIndex) << point.name;
+        before = std::max(before, density);
+      }
+    }
+  }
+  EXPECT_GT(names.size(), 1000u);
+}
+
+TEST(Candidates, HalvesGiveTheBetterUnitsTheirRatio) {
+  const Ranking ranking = Formula().ranking();
+  Shape halves;
+  halves.ratio = 2.5;
+  const auto point = assign(halves, ranking, 139);
+  for (int place = 0; place < kUnits; ++place) {
+    const UnitBudget& budget = point.budgets[ranking.units[place]];
+    EXPECT_EQ(budget.kind, ReadKind::kPages);
+    EXPECT_EQ(budget.pages_per_mille, place < kUnits / 2 ? 350 : 140);
+  }
+}
+
+TEST(Candidates, ARoutedUnitIsExpectedToReadWhatItsLayerAffords) {
+  const Ranking ranking = Formula().ranking();
+  Shape routed;
+  routed.knob = Shape::Knob::kRouted;
+  routed.lower = ReadKind::kNone;
+  routed.routed = 1;
+  // One of four heads of every layer reads everything, the others nothing.
+  EXPECT_NEAR(expected(assign(routed, ranking, kUnits)), 0.25, 1e-12);
+  EXPECT_EQ(expected(assign(routed, ranking, 0)), 0);
+  // One routed unit alone is always chosen.
+  EXPECT_NEAR(expected(assign(routed, ranking, 1)), 1.0 / kUnits, 1e-12);
+}
+
+}  // namespace
+}  // namespace polar::study
