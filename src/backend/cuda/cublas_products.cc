@@ -15,18 +15,18 @@ void check(cublasStatus_t status, const char* what) {
 
 }  // namespace
 
-CublasProducts::CublasProducts() {
-  check(cublasLtCreate(&handle_), "cublasLtCreate");
+CublasProducts::CublasProducts(const CublasLibrary& library) : library_(library) {
+  check(library_.Create(&handle_), "cublasLtCreate");
 }
 
 CublasProducts::~CublasProducts() {
   for (auto& [shape, plan] : plans_) {
-    cublasLtMatmulDescDestroy(plan.operation);
-    cublasLtMatrixLayoutDestroy(plan.weight);
-    cublasLtMatrixLayoutDestroy(plan.x);
-    cublasLtMatrixLayoutDestroy(plan.y);
+    library_.MatmulDescDestroy(plan.operation);
+    library_.MatrixLayoutDestroy(plan.weight);
+    library_.MatrixLayoutDestroy(plan.x);
+    library_.MatrixLayoutDestroy(plan.y);
   }
-  cublasLtDestroy(handle_);
+  library_.Destroy(handle_);
 }
 
 CublasProducts::Plan& CublasProducts::plan(const ProductShape& shape) {
@@ -34,47 +34,47 @@ CublasProducts::Plan& CublasProducts::plan(const ProductShape& shape) {
   Plan& plan = at->second;
   if (!is_new) return plan;
   // cuBLAS counts by columns: y^T [outputs][rows] = W [outputs][k] x^T [k][rows].
-  check(cublasLtMatmulDescCreate(&plan.operation, CUBLAS_COMPUTE_32F, CUDA_R_32F), "descriptor");
+  check(library_.MatmulDescCreate(&plan.operation, CUBLAS_COMPUTE_32F, CUDA_R_32F), "descriptor");
   const cublasOperation_t turned = shape.by_columns ? CUBLAS_OP_N : CUBLAS_OP_T,
                           plain = CUBLAS_OP_N;
-  cublasLtMatmulDescSetAttribute(plan.operation, CUBLASLT_MATMUL_DESC_TRANSA, &turned,
-                                 sizeof(turned));
-  cublasLtMatmulDescSetAttribute(plan.operation, CUBLASLT_MATMUL_DESC_TRANSB, &plain,
-                                 sizeof(plain));
+  library_.MatmulDescSetAttribute(plan.operation, CUBLASLT_MATMUL_DESC_TRANSA, &turned,
+                                  sizeof(turned));
+  library_.MatmulDescSetAttribute(plan.operation, CUBLASLT_MATMUL_DESC_TRANSB, &plain,
+                                  sizeof(plain));
   const cublasLtEpilogue_t epilogue =
       shape.bias ? (shape.relu ? CUBLASLT_EPILOGUE_RELU_BIAS : CUBLASLT_EPILOGUE_BIAS)
                  : (shape.relu ? CUBLASLT_EPILOGUE_RELU : CUBLASLT_EPILOGUE_DEFAULT);
-  cublasLtMatmulDescSetAttribute(plan.operation, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue,
-                                 sizeof(epilogue));
+  library_.MatmulDescSetAttribute(plan.operation, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue,
+                                  sizeof(epilogue));
   if (shape.bias) {
     const cudaDataType_t type = shape.f32 ? CUDA_R_32F : CUDA_R_16BF;
-    cublasLtMatmulDescSetAttribute(plan.operation, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, &type,
-                                   sizeof(type));
+    library_.MatmulDescSetAttribute(plan.operation, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, &type,
+                                    sizeof(type));
   }
   if (shape.by_columns) {
-    check(cublasLtMatrixLayoutCreate(&plan.weight, CUDA_R_16BF, shape.outputs, shape.k,
-                                     shape.outputs),
+    check(library_.MatrixLayoutCreate(&plan.weight, CUDA_R_16BF, shape.outputs, shape.k,
+                                      shape.outputs),
           "layout");
   } else {
-    check(cublasLtMatrixLayoutCreate(&plan.weight, CUDA_R_16BF, shape.k, shape.outputs, shape.k),
+    check(library_.MatrixLayoutCreate(&plan.weight, CUDA_R_16BF, shape.k, shape.outputs, shape.k),
           "layout");
   }
-  check(cublasLtMatrixLayoutCreate(&plan.x, CUDA_R_16BF, shape.k, shape.rows, shape.x_stride),
+  check(library_.MatrixLayoutCreate(&plan.x, CUDA_R_16BF, shape.k, shape.rows, shape.x_stride),
         "layout");
-  check(cublasLtMatrixLayoutCreate(&plan.y, shape.f32 ? CUDA_R_32F : CUDA_R_16BF, shape.outputs,
-                                   shape.rows, shape.y_stride),
+  check(library_.MatrixLayoutCreate(&plan.y, shape.f32 ? CUDA_R_32F : CUDA_R_16BF, shape.outputs,
+                                    shape.rows, shape.y_stride),
         "layout");
   cublasLtMatmulPreference_t preference;
-  check(cublasLtMatmulPreferenceCreate(&preference), "preference");
+  check(library_.MatmulPreferenceCreate(&preference), "preference");
   const size_t workspace = kWorkspaceBytes;
-  cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
-                                       &workspace, sizeof(workspace));
+  library_.MatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
+                                        &workspace, sizeof(workspace));
   cublasLtMatmulHeuristicResult_t results[8];
   int count = 0;
-  const cublasStatus_t found = cublasLtMatmulAlgoGetHeuristic(
+  const cublasStatus_t found = library_.MatmulAlgoGetHeuristic(
       handle_, plan.operation, plan.weight, plan.x, plan.y, plan.y, preference, 8, results, &count);
   if (found != CUBLAS_STATUS_NOT_SUPPORTED) check(found, "cublasLtMatmulAlgoGetHeuristic");
-  cublasLtMatmulPreferenceDestroy(preference);
+  library_.MatmulPreferenceDestroy(preference);
   for (int i = 0; i < count; ++i)
     if (results[i].state == CUBLAS_STATUS_SUCCESS) plan.algorithms.push_back(results[i].algo);
   return plan;
@@ -85,12 +85,12 @@ void CublasProducts::run(const ProductShape& shape, int algorithm, const void* x
                          cudaStream_t stream) {
   Plan& plan = this->plan(shape);
   if (shape.bias)
-    cublasLtMatmulDescSetAttribute(plan.operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias,
-                                   sizeof(bias));
+    library_.MatmulDescSetAttribute(plan.operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias,
+                                    sizeof(bias));
   const float one = 1.0f, zero = 0.0f;
-  check(cublasLtMatmul(handle_, plan.operation, &one, weight, plan.weight, x, plan.x, &zero, y,
-                       plan.y, y, plan.y, &plan.algorithms[algorithm], workspace, kWorkspaceBytes,
-                       stream),
+  check(library_.Matmul(handle_, plan.operation, &one, weight, plan.weight, x, plan.x, &zero, y,
+                        plan.y, y, plan.y, &plan.algorithms[algorithm], workspace, kWorkspaceBytes,
+                        stream),
         "cublasLtMatmul");
 }
 

@@ -1,12 +1,11 @@
 #pragma once
 // Dense products by cuBLASLt, with the algorithms of each shape kept.
 
-#include <cublasLt.h>
-
 #include <map>
 #include <tuple>
 #include <vector>
 
+#include "backend/cuda/cublas_library.h"
 #include "core/dtype.h"
 
 namespace polar::backend::cuda {
@@ -23,7 +22,7 @@ struct ProductShape {
 
 class CublasProducts {
  public:
-  CublasProducts();
+  explicit CublasProducts(const CublasLibrary& library);
   ~CublasProducts();
   CublasProducts(const CublasProducts&) = delete;
   CublasProducts& operator=(const CublasProducts&) = delete;
@@ -47,6 +46,7 @@ class CublasProducts {
   };
   Plan& plan(const ProductShape& shape);
 
+  const CublasLibrary& library_;
   cublasLtHandle_t handle_ = nullptr;
   std::map<ProductShape, Plan> plans_;
 };

@@ -59,6 +59,7 @@ Status CudaDevice::start() {
     return bad_input("device", "cuda", std::string(properties_.name),
                      "a GPU of compute capability 8.0 or newer");
   }
+  POLAR_ASSIGN(const CublasLibrary* library, CublasLibrary::load());
   POLAR_CUDA(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
   POLAR_CUDA(cudaStreamCreateWithFlags(&side_, cudaStreamNonBlocking));
   POLAR_CUDA(cudaMallocHost(reinterpret_cast<void**>(&ring_), kRingBytes));
@@ -66,7 +67,7 @@ Status CudaDevice::start() {
   for (auto& event : ring_free_)
     POLAR_CUDA(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
   for (auto& event : marks_) POLAR_CUDA(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
-  ops_ = std::make_unique<CudaOps>(*this);
+  ops_ = std::make_unique<CudaOps>(*this, *library);
   active_ = ops_.get();
   return {};
 }

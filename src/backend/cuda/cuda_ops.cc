@@ -23,7 +23,8 @@ void* CudaOps::Grown::at_least(CudaDevice& device, size_t wanted) {
   return data;
 }
 
-CudaOps::CudaOps(CudaDevice& device) : device_(device) {
+CudaOps::CudaOps(CudaDevice& device, const CublasLibrary& library)
+    : device_(device), cublas_(library) {
   workspace_ = device.own(kPartialBytes);
   counters_ = static_cast<int32_t*>(device.own(kSplitCounters * sizeof(int32_t)));
   flush_bytes_ = size_t{160} << 20;

@@ -22,7 +22,7 @@ struct SkinnyLaunch;
 
 class CudaOps : public Ops {
  public:
-  explicit CudaOps(CudaDevice& device);
+  CudaOps(CudaDevice& device, const CublasLibrary& library);
   ~CudaOps() override;
 
   void embed(const EmbedArgs& args) override;
