@@ -1,6 +1,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <cstdlib>
 #include <memory>
 #include <set>
 
@@ -147,8 +148,11 @@ TEST_P(AttentionTest, ReadsNothingForAnEmptyPlan) {
 /// A prompt of 1,100 tokens (three pieces of pages): whole, in chunks, and as planned dense rows,
 /// alone or beside others, with 1 to 3 threads: the same bits.
 TEST_P(AttentionTest, IsExactlyTheSameHoweverARowIsRun) {
+  // All nine pairs take minutes under sanitizers: three of them meet every window and group.
+  const bool few = std::getenv("POLAR_SANITIZED") != nullptr;
   for (const int window : {0, 90, 700}) {
     for (const int group : {1, 3, 7}) {
+      if (few && group != (window == 0 ? 1 : window == 90 ? 3 : 7)) continue;
       std::mt19937 random(3);
       const int length = 1100;
       const PagedCache cache({DType::kF16, 1, 2, 64, 3}, {length, 300, 50}, random);
