@@ -127,7 +127,8 @@ class Calibrator {
     POLAR_RETURN_IF_ERROR(measure_together(point, trial, max_loss));
     if (best) {
       POLAR_ASSIGN(auto rows,
-                   solver_->compare(cost(max_loss), expected(best->point, ranking_.kv_heads)));
+                   solver_->compare(cost(max_loss), expected(best->point, ranking_.kv_heads),
+                                    options_.compare));
       result_.comparisons.push_back({point.name, std::move(rows)});
     }
     if (point.limits.routed > 0 || point.recall > 0) result_.profile.routers = routers_;

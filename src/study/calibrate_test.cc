@@ -216,8 +216,9 @@ std::shared_ptr<const sparsity::Routers> random_routers(const model::ModelConfig
 
 TEST_F(Calibrate, WithRoutersAllPoliciesAreComparedAtEqualBytes) {
   options_.routers = random_routers(weights_->config);
-  options_.max_losses = {0.2};
+  options_.max_losses = {0.02};
   options_.trials = 40;
+  options_.compare = true;
   const auto made = run("one");
   ASSERT_TRUE(made.ok());
   ASSERT_EQ(made->comparisons.size(), 1u);
@@ -233,7 +234,7 @@ TEST_F(Calibrate, WithRoutersAllPoliciesAreComparedAtEqualBytes) {
   EXPECT_GE(policies.size(), 2u);
   EXPECT_TRUE(policies.count("routed") + policies.count("hybrid") > 0);
   // The point that was chosen keeps its budget; whoever is above it at these bytes does not.
-  EXPECT_LE(best, 0.2);
+  EXPECT_LE(best, 0.02);
   const auto rows = comparison_rows(*made);
   EXPECT_EQ(rows.size(), made->comparisons[0].policies.size());
   EXPECT_THAT(report_html(*made, "m"), HasSubstr("Policies at equal bytes"));

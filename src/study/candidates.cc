@@ -156,7 +156,6 @@ std::vector<Shape> first_shapes(int context, const Ranking& ranking, bool router
       {Knob::kPages, 0, 0.5, 1, ReadKind::kWindow, 8},     // pages above windows
       {Knob::kPages, 0.25, 0.6, 1, ReadKind::kWindow, 8},  // full, pages, windows
       {Knob::kPages, 0.1, 0.5, 1, ReadKind::kWindow, 8},
-      {Knob::kFull, 0, 0, 1, ReadKind::kNone, 4},  // static, the others nothing
   };
   if (!ranking.raises.empty())
     shapes.insert(shapes.begin(), {Knob::kRaises, 0, 0, 1, ReadKind::kWindow, 8});
