@@ -71,7 +71,7 @@ struct Formula {
     trial.effective_density = expected(trial.point);
   }
 
-  Ranking ranking() const { return {rank_by_share(worth, {}), kHeads, raises}; }
+  Ranking ranking() const { return {rank_by_share(worth, {}), kHeads, raises, {}}; }
 
   /// Steps unit by unit, from what each unit alone loses.
   void measure_units() {
