@@ -234,6 +234,7 @@ Result<int> calibrate(CalibrateFlags& flags) {
     if (!few_windows)
       POLAR_RETURN_IF_ERROR(prepare_candidates(flags, *device, file, weights, windows));
   }
+  flags.options.compare = flags.curve;
   if (flags.curve) POLAR_RETURN_IF_ERROR(prepare_curve(flags, *device, file));
   POLAR_ASSIGN(
       const study::Calibration calibration,

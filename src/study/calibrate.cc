@@ -49,15 +49,18 @@ class Calibrator {
 
   Status measure_importance() {
     UnitLosses text, retrieval;
-    POLAR_RETURN_IF_ERROR(leave_out("text", slices_.importance, text));
-    if (answers_) {
-      std::vector<Passage> asked;
-      for (const Needle& needle : slices_.needles) asked.push_back(needle.passage);
-      POLAR_RETURN_IF_ERROR(leave_out("retrieval", asked, retrieval));
-    }
+    POLAR_RETURN_IF_ERROR(leave_out("text", slices_.importance, text, true));
+    std::vector<Passage> asked;
+    for (const Needle& needle : slices_.needles) asked.push_back(needle.passage);
+    POLAR_RETURN_IF_ERROR(leave_out("retrieval", asked, retrieval, answers_));
     result_.text_importance = text.window;
     result_.retrieval_importance = retrieval.window;
+    ranking_.by_place = rank_units(text.window, retrieval.window);
+    // Questions that dense cannot answer still say which units look far, but not how much it is
+    // worth.
+    if (!answers_) retrieval = {};
     ranking_.units = rank_by_share(text.window, retrieval.window);
+    if (ranking_.by_place == ranking_.units) ranking_.by_place.clear();
     ranking_.kv_heads = weights_.config.kv_heads;
     ranking_.raises = best_raises(add_losses(text, retrieval), page_levels(options_.context),
                                   [this](const backend::UnitBudget& budget) {
@@ -127,7 +130,8 @@ class Calibrator {
     POLAR_RETURN_IF_ERROR(measure_together(point, trial, max_loss));
     if (best) {
       POLAR_ASSIGN(auto rows,
-                   solver_->compare(cost(max_loss), expected(best->point, ranking_.kv_heads)));
+                   solver_->compare(cost(max_loss), expected(best->point, ranking_.kv_heads),
+                                    options_.compare));
       result_.comparisons.push_back({point.name, std::move(rows)});
     }
     if (point.limits.routed > 0 || point.recall > 0) result_.profile.routers = routers_;
@@ -204,20 +208,22 @@ class Calibrator {
                             kv.bytes({0, 1}) / kv.bytes({1, 0}), kv_heads);
   }
 
-  /// What units lose that are left out one by one: with a window, and with shares of their pages.
+  /// What units lose that are left out one by one: with a window and, where `pages`, with shares of
+  /// their pages.
   Status leave_out(const std::string& kind, const std::vector<Passage>& passages,
-                   UnitLosses& losses) {
+                   UnitLosses& losses, bool pages) {
     Policy fallback;
     fallback.recent = kImportanceRecent;
     fallback.page_score = options_.page_score;
     POLAR_ASSIGN(losses.window, importance(kind, passages, fallback));
+    if (!pages) return {};
     fallback.fallback = Fallback::kPages;
     fallback.recent = kPagesRecent;
     for (const int level : page_levels(options_.context)) {
       fallback.pages = level / 1000.0;
-      POLAR_ASSIGN(auto pages,
+      POLAR_ASSIGN(auto with_pages,
                    importance(kind + ", pages " + std::to_string(level), passages, fallback));
-      losses.pages.push_back(std::move(pages));
+      losses.pages.push_back(std::move(with_pages));
     }
     return {};
   }
@@ -422,7 +428,7 @@ class Calibrator {
   Slices slices_;
   std::unique_ptr<Retrieval> retrieval_;  // the held-out prompts
   /// Whether the dense model gives away at least one answer's worth of probability: if not, the
-  /// retrieval prompts say nothing, rank nothing and decide nothing.
+  /// retrieval prompts decide nothing, and rank units by their places alone.
   bool answers_ = false;
   Ranking ranking_;
   std::shared_ptr<const sparsity::Routers> routers_;  // of heads and of neurons; null: nothing

@@ -50,6 +50,8 @@ struct CalibrateOptions {
   DType kv_dtype = DType::kF16;
   uint64_t seed = 1;
   std::string text_name;
+  /// Measure the best of each policy at the bytes of each point, beyond what the search looked at.
+  bool compare = false;
   /// Measured when the points are chosen; `curve_planner` makes their planners (`ranked`: the
   /// units by what they are worth).
   std::vector<CurveSetting> curve;

@@ -1,5 +1,7 @@
 // Calibration of a ReLU model: points that choose neurons too.
 
+#include <fmt/format.h>
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <unistd.h>
 
@@ -11,10 +13,13 @@
 #include "model/routed_neurons.h"
 #include "study/calibrate.h"
 #include "study/neuron_recall.h"
+#include "study/report.h"
 #include "study/sampled_tokens.h"
 
 namespace polar::study {
 namespace {
+
+using testing::HasSubstr;
 
 constexpr int kContext = 112, kVocabulary = 96;
 
@@ -111,6 +116,13 @@ TEST_F(CalibrateNeurons, PointsNameARecallWhoseLossIsMeasuredTogetherWithTheHead
   const auto read = sparsity::read_profile((root_ / "a").string());
   ASSERT_TRUE(read.ok()) << read.error().message;
   EXPECT_EQ(read->points[2].recall, wide.recall);
+
+  // The report draws a line per batch size, and says the share of each layer.
+  const std::string report = report_html(*calibration, "m");
+  const int count = sparsity::neurons_for(*profile.routers, 1, 8, wide.recall);
+  EXPECT_THAT(report, HasSubstr(fmt::format("layer 1, batch 8: {:.1f} % of the neurons",
+                                            100.0 * count / profile.routers->ffn)));
+  EXPECT_THAT(report, HasSubstr(">batch 64</text>"));
 }
 
 TEST_F(CalibrateNeurons, ARunThatIsDoneAndAFreshOneGiveTheSameBytes) {

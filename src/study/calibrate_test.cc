@@ -155,9 +155,7 @@ TEST_F(Calibrate, RanksUnitsByWhatTheLossDoesWithoutThem) {
   ASSERT_TRUE(made.ok());
   ASSERT_EQ(made->text_importance.size(), 4u);
   for (const double loss : made->text_importance) EXPECT_GT(loss, 0);
-  // A model that answers none of the retrieval prompts is not ranked by them.
-  EXPECT_EQ(made->dense_needles, 0);
-  EXPECT_THAT(made->retrieval_importance, testing::IsEmpty());
+  ASSERT_EQ(made->retrieval_importance.size(), 4u);
 }
 
 TEST_F(Calibrate, TheCurveIsMeasuredOnceAndReported) {
@@ -216,8 +214,9 @@ std::shared_ptr<const sparsity::Routers> random_routers(const model::ModelConfig
 
 TEST_F(Calibrate, WithRoutersAllPoliciesAreComparedAtEqualBytes) {
   options_.routers = random_routers(weights_->config);
-  options_.max_losses = {0.2};
+  options_.max_losses = {0.02};
   options_.trials = 40;
+  options_.compare = true;
   const auto made = run("one");
   ASSERT_TRUE(made.ok());
   ASSERT_EQ(made->comparisons.size(), 1u);
@@ -233,7 +232,7 @@ TEST_F(Calibrate, WithRoutersAllPoliciesAreComparedAtEqualBytes) {
   EXPECT_GE(policies.size(), 2u);
   EXPECT_TRUE(policies.count("routed") + policies.count("hybrid") > 0);
   // The point that was chosen keeps its budget; whoever is above it at these bytes does not.
-  EXPECT_LE(best, 0.2);
+  EXPECT_LE(best, 0.02);
   const auto rows = comparison_rows(*made);
   EXPECT_EQ(rows.size(), made->comparisons[0].policies.size());
   EXPECT_THAT(report_html(*made, "m"), HasSubstr("Policies at equal bytes"));
@@ -253,7 +252,7 @@ TEST_F(Calibrate, ARoutedPointComesWithItsRouters) {
   shape.knob = Shape::Knob::kRouted;
   shape.lower = backend::ReadKind::kWindow;
   shape.routed = 1;
-  profile.points.push_back(assign(shape, {{0, 1, 2, 3}, 2, {}}, 4));
+  profile.points.push_back(assign(shape, {{0, 1, 2, 3}, 2, {}, {}}, 4));
   profile.routers = random_routers(weights_->config);
   const model::ModelConfig& config = weights_->config;
   ASSERT_TRUE(sparsity::write_profile(folder("routed"), profile).ok());

@@ -75,6 +75,7 @@ std::string Shape::name() const {
               std::to_string(percent(ratio) % 100 / 10) + std::to_string(percent(ratio) % 10);
   }
   if (knob == Knob::kRaises) name += " by unit";
+  if (by_place) name += ", by place";
   if (routed > 0) name += ", routed " + std::to_string(routed);
   if (lower != ReadKind::kPages) name += std::string(", else ") + sparsity::kind_name(lower);
   return name + ", recent " + std::to_string(recent);
@@ -122,7 +123,7 @@ OperatingPoint assign(const Shape& shape, const Ranking& ranking, int setting) {
   };
   const bool chooses = shape.lower == ReadKind::kPages;
   for (int place = 0; place < units; ++place) {
-    UnitBudget& budget = point.budgets[ranking.units[place]];
+    UnitBudget& budget = point.budgets[(shape.by_place ? ranking.by_place : ranking.units)[place]];
     if (place < full) continue;
     const bool is_upper = place < upper;
     if (by_pages && (is_upper || chooses)) {
@@ -155,9 +156,15 @@ std::vector<Shape> first_shapes(int context, const Ranking& ranking, bool router
       {Knob::kPages, 0.1, 0.1, 1},                         // the best tenth in full
       {Knob::kPages, 0, 0.5, 1, ReadKind::kWindow, 8},     // pages above windows
       {Knob::kPages, 0.25, 0.6, 1, ReadKind::kWindow, 8},  // full, pages, windows
-      {Knob::kPages, 0.1, 0.5, 1, ReadKind::kWindow, 8},
-      {Knob::kFull, 0, 0, 1, ReadKind::kNone, 4},  // static, the others nothing
   };
+  // A tenth in full and pages to the half above windows: wins by either order where retrieval
+  // counts for little, so it comes early.
+  Shape tenth{Knob::kPages, 0.1, 0.5, 1, ReadKind::kWindow, 8};
+  shapes.insert(shapes.begin() + 1, tenth);
+  if (!ranking.by_place.empty()) {
+    tenth.by_place = true;
+    shapes.insert(shapes.begin() + 1, tenth);
+  }
   if (!ranking.raises.empty())
     shapes.insert(shapes.begin(), {Knob::kRaises, 0, 0, 1, ReadKind::kWindow, 8});
   if (32 * backend::kPageTokens <= context)

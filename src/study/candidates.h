@@ -42,6 +42,7 @@ struct Shape {
   /// Upper units (kPages), units not in full (kFull) or counted ones (kRouted) are routed: this
   /// many of a layer's are full for a row. 0: no router.
   int routed = 0;
+  bool by_place = false;  // classes are cut from Ranking::by_place
 
   /// Says all of the above; two shapes of one name are the same.
   std::string name() const;
@@ -62,6 +63,8 @@ struct Ranking {
   /// From windows alone to everything in full, the step that is worth most per byte first
   /// (best_raises()). Empty: not measured.
   std::vector<Raise> raises;
+  /// The units by rank_units(), for shapes with by_place. Empty: there are none.
+  std::vector<int> by_place;
 };
 
 /// Settings of a shape's knob: 0 .. knob_settings() - 1, from few bytes to many.

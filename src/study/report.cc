@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "study/report_neurons.h"
 #include "study/report_style.h"
 
 namespace polar::study {
@@ -334,6 +335,7 @@ std::string report_html(const Calibration& calibration, const std::string& model
   }
   html += fmt::format("<h2>What each unit reads</h2><p>Layers down, KV heads across.</p>{}{}",
                       maps(calibration), kMapLegend);
+  html += neuron_charts(profile);
   html += "<h2>All numbers</h2>" + numbers_table(lines);
   return html + "</body></html>\n";
 }

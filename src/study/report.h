@@ -17,7 +17,8 @@ nlohmann::ordered_json curve_rows(const Calibration& calibration);
 nlohmann::ordered_json comparison_rows(const Calibration& calibration);
 
 /// Curve of loss against KV bytes, retrieval against KV bytes, the chosen points, a map of units
-/// for each, and every number behind them. `model`: its name, for the title.
+/// for each, neurons by layer and batch size, and every number behind them. `model`: its name, for
+/// the title.
 std::string report_html(const Calibration& calibration, const std::string& model);
 
 }  // namespace polar::study

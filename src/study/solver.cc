@@ -13,6 +13,8 @@ constexpr double kSlope = 3;
 /// begins with, which others will beat; of those that win an election; of the last winner.
 constexpr double kAtFirst = 0.06, kElected = 0.02, kAtLast = 0.006;
 constexpr int kTurns = 6;
+/// Beyond its trials a knob is turned to this many times the bytes at most.
+constexpr double kFar = 1.6;
 
 double clamped_log(double cost) {
   return std::log(std::max(cost, 0.02));
@@ -34,10 +36,8 @@ int Solver::setting_at(const Shape& shape, double bytes) const {
   return low;
 }
 
-/// Nothing: the shape cannot read so little, or no measurement is left.
-Result<std::optional<Solver::Seen>> Solver::measure_at(const Shape& shape, double bytes) {
-  const int setting = setting_at(shape, bytes);
-  if (setting < 0) return std::optional<Seen>();
+/// Nothing: no measurement is left.
+Result<std::optional<Solver::Seen>> Solver::measure_setting(const Shape& shape, int setting) {
   Trial trial;
   trial.family = shape.name();
   trial.policy = shape.policy();
@@ -51,7 +51,15 @@ Result<std::optional<Solver::Seen>> Solver::measure_at(const Shape& shape, doubl
   POLAR_RETURN_IF_ERROR(options_.measure(trial));
   trials_.push_back(trial);
   expected_.push_back(options_.expected(trial.point));
+  settings_.push_back(setting);
   return std::optional<Seen>({expected_.back(), cost_(trial)});
+}
+
+/// Nothing: the shape cannot read so little, or no measurement is left.
+Result<std::optional<Solver::Seen>> Solver::measure_at(const Shape& shape, double bytes) {
+  const int setting = setting_at(shape, bytes);
+  if (setting < 0) return std::optional<Seen>();
+  return measure_setting(shape, setting);
 }
 
 /// A shape's trials by bytes.
@@ -79,7 +87,8 @@ std::optional<double> Solver::crossing(const Shape& shape) const {
               (std::log(other->bytes) - std::log(from.bytes));
       slope = std::clamp(slope, 1.0, 10.0);
     }
-    return std::exp(std::log(from.bytes) + clamped_log(from.cost) / slope);
+    // Two trials that are close together say little of what is far away.
+    return from.bytes * std::clamp(std::exp(clamped_log(from.cost) / slope), 1 / kFar, kFar);
   };
   if (inside == seen.begin()) return beyond(seen[0], seen.size() > 1 ? &seen[1] : nullptr);
   const Seen& below = *(inside - 1);
@@ -91,34 +100,45 @@ std::optional<double> Solver::crossing(const Shape& shape) const {
   return std::exp(std::log(below.bytes) + part * (std::log(inside->bytes) - std::log(below.bytes)));
 }
 
+/// Between which settings a shape meets the bound: the dearest one that is outside (-1: none was
+/// tried), the cheapest one inside (knob_settings(): none).
+Solver::Bracket Solver::bracket_of(const Shape& shape) const {
+  Bracket bracket{-1, knob_settings(shape, options_.ranking), 0, 2};
+  const std::string name = shape.name();
+  for (const bool inside : {true, false}) {
+    for (size_t i = 0; i < trials_.size(); ++i) {
+      if (trials_[i].family != name || (cost_(trials_[i]) <= 1) != inside) continue;
+      if (inside && settings_[i] < bracket.inside) {
+        bracket.inside = settings_[i];
+        bracket.to = expected_[i];
+      } else if (!inside && settings_[i] < bracket.inside && settings_[i] > bracket.outside) {
+        bracket.outside = settings_[i];
+        bracket.from = expected_[i];
+      }
+    }
+  }
+  return bracket;
+}
+
 /// Measures a shape at ever better guesses of where it meets the bound, the first of them at
-/// `first` bytes.
+/// `first` bytes, until the bytes around it are `close`.
 Status Solver::turn_knob(const Shape& shape, double first, double close) {
-  double next = first, bracket = 2;
+  double next = first, width = 2;
   for (int turn = 0; turn < kTurns; ++turn) {
-    const size_t before = trials_.size();
-    POLAR_ASSIGN(const auto seen, measure_at(shape, std::clamp(next, 0.01, 0.97)));
-    if (!seen) {
-      // It cannot read so little: its cheapest setting decides.
-      if (left_ == 0 || turn > 0) return {};
-      const double cheapest = options_.expected(assign(shape, options_.ranking, 0));
-      POLAR_ASSIGN(const auto least, measure_at(shape, cheapest * (1 + 1e-9)));
-      if (!least || least->cost <= 1) return {};
-    } else if (turn > 0 && trials_.size() == before) {
-      return {};  // the knob has no setting in between
-    }
-    const std::vector<Seen> all = seen_of(shape);
+    const Bracket bracket = bracket_of(shape);
+    const double now = bracket.to - bracket.from;
+    if (bracket.inside - bracket.outside <= 1 || now < close) return {};
+    if (bracket.from > 0.9) return {};  // as dear as dense
+    // A guess that moved one end by little: the middle moves either by half.
+    if (bracket.from > 0 && bracket.to <= 1 && now > width / 2)
+      next = std::sqrt(bracket.from * bracket.to);
+    width = now;
+    // Where the knob is coarse a guess may be what is known already.
+    const int setting = std::clamp(setting_at(shape, std::min(next, 0.97)), bracket.outside + 1,
+                                   bracket.inside - 1);
+    POLAR_ASSIGN(const auto seen, measure_setting(shape, setting));
+    if (!seen) return {};
     next = *crossing(shape);
-    for (size_t i = 1; i < all.size(); ++i) {
-      if (all[i].cost > 1 || all[i - 1].cost <= 1) continue;
-      const double width = all[i].bytes - all[i - 1].bytes;
-      if (width < close) return {};
-      // A guess that moved one end by little: the middle moves either by half.
-      if (width > bracket / 2) next = std::sqrt(all[i].bytes * all[i - 1].bytes);
-      bracket = width;
-      break;
-    }
-    if (next > 0.97 && all.back().bytes > 0.9) return {};  // as dear as dense
   }
   return {};
 }
@@ -164,7 +184,7 @@ Result<std::optional<Trial>> Solver::solve(const Cost& cost) {
     if (shape.name() != best.name()) rivals.push_back(shape);
   }
   // Some measurements are kept for the last turns of the winner's knob.
-  const int kept = std::min(left_, options_.trials / 6);
+  const int kept = std::min(left_, options_.trials / 3);
   left_ -= kept;
   constexpr int kRounds = 5;
   constexpr double kClose[kRounds] = {1e30, 1.3, 1.3, 1.3, 1.15};
@@ -205,12 +225,24 @@ Result<std::optional<Trial>> Solver::solve(const Cost& cost) {
       rivals.push_back(near);
     }
   }
+  // The knobs of those that promise the fewest bytes, whether they have won an election or not.
   left_ += kept;
-  if (const Trial* inside = best_inside()) {
-    const auto found = std::find_if(shapes.begin(), shapes.end(), [&](const Shape& shape) {
-      return shape.name() == inside->family;
-    });
-    if (const auto at = crossing(*found)) POLAR_RETURN_IF_ERROR(turn_knob(*found, *at, kAtLast));
+  for (const double close : {kElected, kAtLast}) {
+    std::vector<std::string> turned;
+    while (left_ > 0) {
+      const Shape* next = nullptr;
+      double fewest = bytes_now();
+      for (const Shape& shape : shapes) {
+        const auto at = crossing(shape);
+        if (!at || *at >= fewest) continue;
+        if (std::find(turned.begin(), turned.end(), shape.name()) != turned.end()) continue;
+        fewest = *at;
+        next = &shape;
+      }
+      if (next == nullptr) break;
+      turned.push_back(next->name());
+      POLAR_RETURN_IF_ERROR(turn_knob(*next, fewest, close));
+    }
   }
   return best_of(cost);
 }
@@ -221,7 +253,7 @@ std::optional<Trial> Solver::best_of(const Cost& cost) {
   return inside != nullptr ? std::optional<Trial>(*inside) : std::nullopt;
 }
 
-Result<std::vector<Trial>> Solver::compare(const Cost& cost, double bytes) {
+Result<std::vector<Trial>> Solver::compare(const Cost& cost, double bytes, bool measure) {
   cost_ = cost;
   std::vector<Trial> rows;
   for (const char* policy : {"static", "pages", "routed", "hybrid"}) {
@@ -234,9 +266,9 @@ Result<std::vector<Trial>> Solver::compare(const Cost& cost, double bytes) {
         best = &shape;
     }
     if (best == nullptr) continue;
-    left_ = 1;
+    left_ = measure ? 1 : 0;
     POLAR_ASSIGN(const auto seen, measure_at(*best, bytes * 1.005));
-    if (!seen) continue;
+    if (measure && !seen) continue;
     const Trial* least = nullptr;
     for (size_t i = 0; i < trials_.size(); ++i) {
       if (trials_[i].policy != policy || expected_[i] > bytes * 1.005) continue;

@@ -51,8 +51,8 @@ class Solver {
   std::optional<Trial> best_of(const Cost& cost);
 
   /// The best trial of each policy that reads no more than `bytes` (within a 200th) and no less
-  /// than nine tenths of that, measuring the best shape of those that have none.
-  Result<std::vector<Trial>> compare(const Cost& cost, double bytes);
+  /// than nine tenths of that; where `measure`, the best shape of each is measured there first.
+  Result<std::vector<Trial>> compare(const Cost& cost, double bytes, bool measure);
 
   const std::vector<Trial>& trials() const { return trials_; }
 
@@ -63,9 +63,16 @@ class Solver {
     double cost = 0;
   };
 
+  struct Bracket {
+    int outside = 0, inside = 0;  // settings
+    double from = 0, to = 0;      // their bytes
+  };
+
   int setting_at(const Shape& shape, double bytes) const;
+  Result<std::optional<Seen>> measure_setting(const Shape& shape, int setting);
   Result<std::optional<Seen>> measure_at(const Shape& shape, double bytes);
   std::vector<Seen> seen_of(const Shape& shape) const;
+  Bracket bracket_of(const Shape& shape) const;
   Status turn_knob(const Shape& shape, double first, double close);
   std::optional<double> crossing(const Shape& shape) const;
   Result<double> cost_at(const Shape& shape, double bytes);
@@ -74,6 +81,7 @@ class Solver {
   SolverOptions options_;
   std::vector<Trial> trials_;
   std::vector<double> expected_;  // [trial] bytes
+  std::vector<int> settings_;     // [trial] of its family's knob
   Cost cost_;
   int left_ = 0;  // measurements
 };

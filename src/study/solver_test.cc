@@ -6,6 +6,8 @@
 #include <cmath>
 #include <set>
 
+#include "study/unit_losses.h"
+
 namespace polar::study {
 namespace {
 
@@ -27,6 +29,7 @@ struct Formula {
   double window = 0.7;        // of a unit's worth is lost with a window
   double routed = 0.5;        // of its fallback's loss is left of a routed unit
   double answers = 0;         // answer loss, per loss
+  std::vector<Raise> raises;
   int measured = 0;
   std::set<std::string> names;
 
@@ -68,12 +71,32 @@ struct Formula {
     trial.effective_density = expected(trial.point);
   }
 
-  Ranking ranking() const { return {rank_by_share(worth, {}), kHeads, {}}; }
+  Ranking ranking() const { return {rank_by_share(worth, {}), kHeads, raises, {}}; }
+
+  /// Steps unit by unit, from what each unit alone loses.
+  void measure_units() {
+    UnitLosses losses;
+    const std::vector<int> levels = page_levels(kContext);
+    losses.pages.resize(levels.size());
+    for (const double unit : worth) {
+      losses.window.push_back(unit * lost({ReadKind::kWindow}));
+      for (size_t i = 0; i < levels.size(); ++i) {
+        const auto share = static_cast<uint16_t>(levels[i]);
+        losses.pages[i].push_back(unit * lost({ReadKind::kPages, ReadKind::kWindow, share}));
+      }
+    }
+    raises = best_raises(losses, levels, [](const UnitBudget& budget) {
+      sparsity::OperatingPoint unit;
+      unit.limits.recent = 8;
+      unit.budgets = {budget};
+      return expected_density(unit, kPrompt, kContext, kIndex, 1);
+    });
+  }
 
   Solver solver(bool routers, int trials = 24) {
     SolverOptions options;
     options.ranking = ranking();
-    options.shapes = first_shapes(kContext, Formula().ranking(), routers);
+    options.shapes = first_shapes(kContext, ranking(), routers);
     options.context = kContext;
     options.trials = trials;
     options.expected = expected;
@@ -87,7 +110,7 @@ struct Formula {
   /// The fewest bytes of all settings of the first shapes.
   double fewest(double max_loss, bool routers) const {
     double best = 1;
-    for (const Shape& shape : first_shapes(kContext, Formula().ranking(), routers)) {
+    for (const Shape& shape : first_shapes(kContext, ranking(), routers)) {
       for (int setting = 0; setting < knob_settings(shape, ranking()); ++setting) {
         Trial trial;
         trial.point = assign(shape, ranking(), setting);
@@ -120,9 +143,25 @@ TEST(Solver, FindsAboutTheFewestBytesWithFewMeasurements) {
       const int before = formula.measured;
       const Trial best = solved(solver, max_loss);
       EXPECT_LE(best.loss, max_loss);
-      EXPECT_LE(best.effective_density, formula.fewest(max_loss, false) + 0.03)
+      EXPECT_LE(best.effective_density, formula.fewest(max_loss, false) + 0.02)
           << power << " " << max_loss << ": " << best.point.name;
       EXPECT_LE(formula.measured - before, 24);
+    }
+  }
+}
+
+/// With what each unit alone loses, fewer bytes than any shape reads, in fewer measurements.
+TEST(Solver, StepsUnitByUnitBeatAllShapes) {
+  for (const double power : {1.5, 4.0, 8.0}) {
+    for (const double max_loss : {0.01, 0.03, 0.1}) {
+      Formula formula;
+      formula.page_power = power;
+      const double shapes = formula.fewest(max_loss, false);
+      formula.measure_units();
+      Solver solver = formula.solver(false, 12);
+      const Trial best = solved(solver, max_loss);
+      EXPECT_LE(best.loss, max_loss);
+      EXPECT_LT(best.effective_density, shapes + 0.005) << power << " " << max_loss;
     }
   }
 }
@@ -160,7 +199,7 @@ TEST(Solver, TakesRoutedUnitsOnlyWhereRoutersAreWorthTheirBytes) {
   EXPECT_GT(solved(with_good, 0.01).point.limits.routed, 0);
   EXPECT_EQ(solved(with_bad, 0.01).point.limits.routed, 0);
   // Every policy stands in the comparison, at no more than the bytes of the winner.
-  const auto rows = with_bad.compare(at_most(0.01), 0.5);
+  const auto rows = with_bad.compare(at_most(0.01), 0.5, true);
   ASSERT_TRUE(rows.ok());
   std::vector<std::string> policies;
   for (const Trial& row : *rows) {
