@@ -413,8 +413,8 @@ class Calibrator {
   /// fewer are needed.
   static constexpr int kImportanceRecent = 8, kPagesRecent = 4;
   /// A point must do better on the held-out slice than the budget says, for texts that calibration
-  /// never saw.
-  static constexpr double kSafety = 0.8;
+  /// never saw: SmolLM2's points lost 1.7 to 2.1 times as much there (docs/results.md).
+  static constexpr double kSafety = 0.5;
   /// Of the budget, what neurons alone may lose: they pay at small batches only, pages at all.
   static constexpr double kNeuronShare = 0.125;
   /// Retrieval is not for sale: whatever the budget, the right answers' probability (a geometric
