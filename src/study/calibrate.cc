@@ -322,7 +322,10 @@ class Calibrator {
   Solver::Cost cost(double max_loss) const {
     const double budget = max_loss * kSafety - neurons_of(max_loss).loss;
     return [this, budget](const Trial& trial) {
-      const double cost = std::max(trial.loss / budget, trial.answer_loss / kAnswerLoss);
+      double cost = std::max(trial.loss / budget, trial.answer_loss / kAnswerLoss);
+      // Where a text says nothing of its next token, reading nothing loses nothing; but a point
+      // that reads nothing is none.
+      if (trial.effective_density <= 0) cost = std::max(cost, 2.0);
       const int gone = missing(trial.needles);
       if (gone <= 0) return cost;
       return std::max(cost, 1 + static_cast<double>(gone) / result_.dense_needles);
