@@ -307,8 +307,7 @@ void add_calibrate(CLI::App& app, Run& run) {
   command
       ->add_option("--policy", flags->policy,
                    "Candidates: static (fixed budgets and pages), routed (heads by a router, alone "
-                   "or beside "
-                   "fixed ones) or auto (all)")
+                   "or beside fixed ones) or auto (all)")
       ->check(CLI::IsMember({"auto", "static", "routed"}))
       ->capture_default_str();
   command->add_option("--trials", options.trials, "Assignments measured at most for each loss")

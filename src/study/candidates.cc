@@ -17,19 +17,19 @@ namespace {
 
 constexpr int kSinkPages = 1;
 
-std::vector<int> places(const std::vector<double>& loss) {
-  std::vector<int> order(loss.size()), place(loss.size());
+/// Indices by descending value; ties: the lower one.
+std::vector<int> descending(const std::vector<double>& values) {
+  std::vector<int> order(values.size());
   std::iota(order.begin(), order.end(), 0);
-  std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return loss[a] > loss[b]; });
-  for (size_t i = 0; i < order.size(); ++i) place[order[i]] = static_cast<int>(i);
-  return place;
+  std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return values[a] > values[b]; });
+  return order;
 }
 
-/// A loss of each unit as a share of all units'; of nothing measured: nothing.
-void add_shares(std::vector<double>& worth, const std::vector<double>& loss) {
-  const double sum = std::accumulate(loss.begin(), loss.end(), 0.0);
-  if (sum <= 0) return;
-  for (size_t unit = 0; unit < worth.size(); ++unit) worth[unit] += loss[unit] / sum;
+std::vector<int> places(const std::vector<double>& loss) {
+  const std::vector<int> order = descending(loss);
+  std::vector<int> place(loss.size());
+  for (size_t i = 0; i < order.size(); ++i) place[order[i]] = static_cast<int>(i);
+  return place;
 }
 
 int percent(double share) {
@@ -56,13 +56,16 @@ std::vector<int> rank_units(const std::vector<double>& text_loss,
 
 std::vector<int> rank_by_share(const std::vector<double>& text_loss,
                                const std::vector<double>& retrieval_loss) {
-  std::vector<double> worth(text_loss.size(), 0.0);
-  add_shares(worth, text_loss);
-  add_shares(worth, retrieval_loss);
-  std::vector<int> ranked(worth.size());
-  std::iota(ranked.begin(), ranked.end(), 0);
-  std::stable_sort(ranked.begin(), ranked.end(), [&](int a, int b) { return worth[a] > worth[b]; });
-  return ranked;
+  std::vector<double> worth;
+  for (const std::vector<double>* losses : {&text_loss, &retrieval_loss})
+    add_share(worth, *losses, std::accumulate(losses->begin(), losses->end(), 0.0));
+  return descending(worth);
+}
+
+void add_share(std::vector<double>& sum, const std::vector<double>& losses, double whole) {
+  sum.resize(std::max(sum.size(), losses.size()));
+  if (whole <= 0) return;
+  for (size_t unit = 0; unit < losses.size(); ++unit) sum[unit] += losses[unit] / whole;
 }
 
 std::string Shape::name() const {

@@ -20,6 +20,10 @@ std::vector<int> rank_units(const std::vector<double>& text_loss,
 std::vector<int> rank_by_share(const std::vector<double>& text_loss,
                                const std::vector<double>& retrieval_loss);
 
+/// sum[unit] += losses[unit] / whole; nothing where `whole` is (nothing was measured). Makes `sum`
+/// as long as `losses`.
+void add_share(std::vector<double>& sum, const std::vector<double>& losses, double whole);
+
 /// How units share what they read, by rank: classes from the best unit down, and one knob that says
 /// how much is read in all.
 struct Shape {

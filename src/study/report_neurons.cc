@@ -54,7 +54,8 @@ std::string chart(const sparsity::Routers& routers, double recall) {
         kLeft, kWidth - kRight, y, kLeft - 6, y + 4, percent);
   }
   const auto layers = static_cast<int>(routers.mlps.size());
-  for (int layer = 0; layer<layers; layer += layers> 16 ? 4 : 1) {
+  const int named = layers > 16 ? 4 : 1;  // every how many layers
+  for (int layer = 0; layer < layers; layer += named) {
     svg += fmt::format("<text x=\"{:.1f}\" y=\"{}\" text-anchor=\"middle\">{}</text>",
                        x_of(layer, layers), kHeight - kBottom + 18, layer);
   }

@@ -54,12 +54,6 @@ std::vector<Choice> lower_hull(std::vector<Choice> choices) {
   return hull;
 }
 
-void add_share(std::vector<double>& sum, const std::vector<double>& losses, double whole) {
-  sum.resize(std::max(sum.size(), losses.size()));
-  if (whole <= 0) return;
-  for (size_t unit = 0; unit < losses.size(); ++unit) sum[unit] += losses[unit] / whole;
-}
-
 }  // namespace
 
 std::vector<int> page_levels(int context) {

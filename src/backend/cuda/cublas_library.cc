@@ -15,10 +15,9 @@ constexpr const char* kLibrary = "libcublasLt.so." POLAR_TEXT_(CUBLAS_VER_MAJOR)
 
 Error not_loaded() {
   const char* why = dlerror();
-  return bad_input("device", "cuda", why != nullptr ? why : "no reason given",
-                   std::string(kLibrary) +
-                       " of the CUDA toolkit (LD_LIBRARY_PATH may name its "
-                       "folder)");
+  return bad_input(
+      "device", "cuda", why != nullptr ? why : "no reason given",
+      std::string(kLibrary) + " of the CUDA toolkit (LD_LIBRARY_PATH may name its folder)");
 }
 
 Result<CublasLibrary> open_library() {
