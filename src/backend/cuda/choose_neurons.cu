@@ -6,7 +6,6 @@
 #include "backend/cuda/cuda_check.h"
 #include "backend/cuda/kernels.h"
 #include "backend/cuda/launch.cuh"
-#include "backend/cuda/plan.cuh"
 
 namespace polar::backend::cuda {
 namespace {
@@ -14,6 +13,9 @@ namespace {
 constexpr int kThreads = 1024;
 constexpr int kRowParts = 4;                   // of the rows, side by side
 constexpr int kScored = kThreads / kRowParts;  // neurons of a block
+// The bits of a key, most significant first, by the histogram that tells them.
+constexpr int kFirstBits = 11, kSecondBits = 11, kThirdBits = 32 - kFirstBits - kSecondBits;
+static_assert(kNeuronBins == 1 << kFirstBits && kNeuronBins == 2 * kThreads);
 
 /// off_cost() of neuron_choice.h.
 __device__ __forceinline__ float off_cost_of(float logit) {
@@ -51,59 +53,101 @@ __device__ float score_of(const NeuronChoiceLaunch& p, int neuron) {
   return sum;
 }
 
-/// How many of a block's values there are, in one of a few counters that take turns.
-__device__ __forceinline__ int count_of(int mine, int turn) {
-  __shared__ int counters[3];
-  int& counter = counters[turn % 3];
-  if (turn == 0) {
-    if (threadIdx.x < 3) counters[threadIdx.x] = 0;
-    __syncthreads();
-  }
-  mine = __reduce_add_sync(~0u, mine);
-  if (threadIdx.x % 32 == 0 && mine > 0) atomicAdd(&counter, mine);
+/// What the block's warps before this one add up to, of one number of each.
+__device__ __forceinline__ int before_warp(int mine) {
+  __shared__ int of_warp[kThreads / 32];
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   __syncthreads();
-  // All have read the counter of the turn before: it is the next but one.
-  if (threadIdx.x == 0) counters[(turn + 2) % 3] = 0;
-  return *static_cast<volatile int*>(&counter);
+  if (lane == 0) of_warp[warp] = mine;
+  __syncthreads();
+  return __reduce_add_sync(~0u, lane < warp ? of_warp[lane] : 0);
 }
 
-/// The list, by one block; a thread holds up to `Items` neighbouring keys.
+/// Where a ranking is cut: the bin of the last key that is taken, and how many of that bin are.
+struct Cut {
+  uint32_t bin;
+  int need;
+};
+
+/// Of 2 kThreads counts, the bin that holds the `need`-th key from the top. The first thread has
+/// the two highest bins, and so on down.
+__device__ __forceinline__ Cut cut_at(int2 low_high, int need) {
+  __shared__ Cut cut;
+  const int sum = low_high.x + low_high.y;
+  int through = sum;  // this lane
+#pragma unroll
+  for (int step = 1; step < 32; step *= 2) {
+    const int lower = __shfl_up_sync(~0u, through, step);
+    if (threadIdx.x % 32 >= step) through += lower;
+  }
+  int above = before_warp(__shfl_sync(~0u, through, 31)) + through - sum;
+  if (above < need && need <= above + sum) {
+    uint32_t bin = 2 * (kThreads - threadIdx.x) - 1;
+    if (need > above + low_high.y) above += low_high.y, --bin;
+    cut = {bin, need - above};
+  }
+  __syncthreads();
+  return cut;
+}
+
+/// The list, by one block; a warp holds up to `Items` times 32 neighbouring keys. The bits of the
+/// last key that is taken are found from the top: all blocks have counted every key's first ones.
 template <int Items>
 __device__ void list_best(const NeuronChoiceLaunch& p) {
-  const int per = (p.ffn + kThreads - 1) / kThreads;
-  const int begin = min(static_cast<int>(threadIdx.x) * per, p.ffn), end = min(begin + per, p.ffn);
-  uint32_t key[Items];
+  constexpr int kSecond = 1 << kSecondBits, kThird = 1 << kThirdBits;
+  __shared__ int2 second[kSecond / 2], third[kThird / 2];
+  const int mine = kThreads - 1 - static_cast<int>(threadIdx.x);
+  int2* const first = reinterpret_cast<int2*>(p.bins) + mine;
+  const int2 own = __ldcg(first);
+  const int strips = (p.ffn + kThreads - 1) / kThreads, lane = threadIdx.x % 32;
+  const int begin = static_cast<int>(threadIdx.x) / 32 * strips * 32 + lane;
+  const auto neuron_of = [&](int i) { return begin + i * 32; };
+  uint32_t key[Items];  // 0, below all keys, where there is none
 #pragma unroll
-  for (int i = 0; i < Items; ++i) key[i] = begin + i < end ? __ldcg(p.keys + begin + i) : 0;
-  // The largest threshold that at least `count` keys reach.
-  uint32_t threshold = 0;
-  bool exact = p.count == p.ffn;
-  if (exact) threshold = 1;
-  for (int bit = 31; bit >= 0 && !exact; --bit) {
-    const uint32_t trial = threshold | 1u << bit;
-    int mine = 0;
+  for (int i = 0; i < Items; ++i)
+    key[i] = i < strips && neuron_of(i) < p.ffn ? __ldcg(p.keys + neuron_of(i)) : 0;
+  __stcg(first, make_int2(0, 0));
+  second[mine] = make_int2(0, 0);
+  if (mine < kThird / 2) third[mine] = make_int2(0, 0);
+
+  Cut cut = cut_at(own, p.count);
+  uint32_t prefix = cut.bin;
 #pragma unroll
-    for (int i = 0; i < Items; ++i) mine += key[i] >= trial;
-    const int count = count_of(mine, 31 - bit);
-    if (count >= p.count) threshold = trial;
-    exact = count == p.count;
+  for (int i = 0; i < Items; ++i) {
+    if (key[i] >> (kSecondBits + kThirdBits) == prefix)
+      atomicAdd(&second[0].x + (key[i] >> kThirdBits & (kSecond - 1)), 1);
   }
+  __syncthreads();
+  cut = cut_at(second[mine], cut.need);
+  prefix = prefix << kSecondBits | cut.bin;
+#pragma unroll
+  for (int i = 0; i < Items; ++i) {
+    if (key[i] >> kThirdBits == prefix) atomicAdd(&third[0].x + (key[i] & (kThird - 1)), 1);
+  }
+  __syncthreads();
+  cut = cut_at(mine < kThird / 2 ? third[mine] : make_int2(0, 0), cut.need);
+  const uint32_t threshold = prefix << kThirdBits | cut.bin;
+
   int above = 0, equal = 0;
 #pragma unroll
   for (int i = 0; i < Items; ++i) {
     above += key[i] > threshold;
     equal += key[i] == threshold;
   }
-  int2 all;
-  const int2 before = block_scan<kThreads>({above, equal}, all);
   // Of equal ones the first few: the lower neurons.
-  int left = exact ? p.ffn : p.count - all.x;
-  int at = before.x + min(before.y, left);
-  left -= min(before.y, left);
+  const int equal_before = min(before_warp(__reduce_add_sync(~0u, equal)), cut.need);
+  int at = before_warp(__reduce_add_sync(~0u, above)) + equal_before;
+  int left = cut.need - equal_before;
+  const uint32_t lower_lanes = (1u << lane) - 1;
 #pragma unroll
   for (int i = 0; i < Items; ++i) {
-    if (key[i] > threshold || (key[i] == threshold && key[i] > 0 && left-- > 0))
-      p.index[at++] = begin + i;
+    const uint32_t ties = __ballot_sync(~0u, key[i] == threshold);
+    const bool take =
+        key[i] > threshold || (key[i] == threshold && __popc(ties & lower_lanes) < left);
+    const uint32_t taken = __ballot_sync(~0u, take);
+    if (take) p.index[at + __popc(taken & lower_lanes)] = neuron_of(i);
+    at += __popc(taken);
+    left -= min(__popc(ties), left);
   }
 }
 
@@ -115,7 +159,15 @@ __global__ void __launch_bounds__(kThreads)
   wait_for_previous();
   const int neuron = blockIdx.x * kScored + threadIdx.x % kScored;
   const float score = score_of(p, neuron);
-  if (threadIdx.x < kScored && neuron < p.ffn) __stcg(p.keys + neuron, ordered(score));
+  if (threadIdx.x < kScored) {
+    const uint32_t key = neuron < p.ffn ? ordered(score) : 0;
+    const uint32_t bin = key >> (kSecondBits + kThirdBits);
+    const uint32_t same = __match_any_sync(~0u, neuron < p.ffn ? bin : kNeuronBins);
+    if (neuron < p.ffn) {
+      __stcg(p.keys + neuron, key);
+      if (__ffs(same) - 1 == threadIdx.x % 32) atomicAdd(p.bins + bin, __popc(same));
+    }
+  }
   __threadfence();
   __syncthreads();
   if (threadIdx.x == 0) last = atomicAdd(p.arrived, 1) == static_cast<int>(gridDim.x) - 1;

@@ -275,7 +275,8 @@ Result<std::unique_ptr<Weight>> CudaDevice::prepare_four_bits(const WeightSource
   constexpr int64_t kBlock = 32, kStored = 18;  // of a Q4_0 block: values, bytes
   const Tensor& part = source.parts[0];
   const int64_t rows = part.shape[0], columns = part.shape[1], in_row = columns / kBlock;
-  const int64_t padded = (columns + kFourBitInputs - 1) / kFourBitInputs * kFourBitInputs / kBlock;
+  constexpr int64_t kChunk = kFourBitInputs / kBlock;  // blocks
+  const int64_t padded = (in_row + kChunk - 1) / kChunk * kChunk;
   const size_t code_bytes = static_cast<size_t>(rows) * padded * 16;
   std::vector<std::byte> host(code_bytes + rows * padded * sizeof(uint16_t));
   POLAR_ASSIGN(Buffer data, allocate(host.size(), source.name.c_str()));
@@ -293,7 +294,9 @@ Result<std::unique_ptr<Weight>> CudaDevice::prepare_four_bits(const WeightSource
       for (int word = 0; word < 4; ++word) {
         uint32_t codes = 0;
         for (int j = 0; j < 8; ++j) codes |= code(word * 8 + j) << (j % 2 * 16 + j / 2 * 4);
-        std::memcpy(host.data() + block * 16 + word * sizeof(codes), &codes, sizeof(codes));
+        const int64_t chunk = block / kChunk;
+        std::memcpy(host.data() + (chunk * kChunk * 4 + four_bit_word(block % kChunk, word)) * 4,
+                    &codes, sizeof(codes));
       }
     }
   });

@@ -236,10 +236,11 @@ void CudaOps::neurons(const NeuronArgs& args) {
   launch.inverse_unit = 1.0f / args.unit;
   launch.by = args.by;
   launch.count = args.count;
-  // The keys, and behind them the counter.
-  launch.keys =
-      static_cast<uint32_t*>(neuron_keys_.at_least(device_, (kMostNeurons + 1) * sizeof(uint32_t)));
-  launch.arrived = reinterpret_cast<int32_t*>(launch.keys + kMostNeurons);
+  // The keys, and behind them the counters.
+  launch.keys = static_cast<uint32_t*>(
+      neuron_keys_.at_least(device_, (kMostNeurons + kNeuronBins + 1) * sizeof(uint32_t)));
+  launch.bins = reinterpret_cast<int32_t*>(launch.keys + kMostNeurons);
+  launch.arrived = launch.bins + kNeuronBins;
   launch.index = args.index;
   launch_choose_neurons(launch, device_.stream());
   POLAR_CUDA(cudaGetLastError());

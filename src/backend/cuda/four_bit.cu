@@ -3,8 +3,8 @@
 //
 // A block of threads owns 32 or 64 outputs; its warps share the inputs, 256 at a time, and add up
 // in the end, in order. Codes go from memory to registers, where they become the tensor core's left
-// operand; inputs are dealt to its columns so that a lane's neighbours of a row are one load, and a
-// row's four lanes read 128 bytes.
+// operand; inputs are dealt to its columns so that of each block of 32 a lane has eight neighbours,
+// which are one load of x, and a row's four lanes read neighbours: 64 bytes of codes or of x.
 
 #include <cuda_bf16.h>
 
@@ -19,17 +19,16 @@ namespace polar::backend::cuda {
 namespace {
 
 using bf16 = __nv_bfloat16;
-constexpr int kWarps = 8, kThreads = kWarps * 32;
 constexpr int kBlock = 32;                        // inputs that share a scale
 constexpr int kBlocks = kFourBitInputs / kBlock;  // of a warp's chunk of a row
-constexpr int kOwn = kBlocks / 4;                 // of them, a lane's
-static_assert(kOwn == 2);
+static_assert(kBlocks == 8);
 
-/// One lane's part of 16 kStrips rows by a chunk: of each half strip one row's two blocks.
+/// One lane's part of 16 kStrips rows by a chunk: of each half strip eight inputs of a row's eight
+/// blocks, and the scales of two of these.
 template <int kStrips>
 struct Codes {
-  uint4 code[2 * kStrips][kOwn];
-  __nv_bfloat162 scale[2 * kStrips];
+  uint4 code[2 * kStrips][2];
+  uint32_t scales[2 * kStrips];
 };
 
 /// Two values, from the low nibbles of each half of `bits`.
@@ -42,24 +41,32 @@ __device__ __forceinline__ uint32_t values_of(uint32_t bits, __nv_bfloat162 scal
   return *reinterpret_cast<const uint32_t*>(&v);
 }
 
-/// kStrips: of 16 outputs, of a block of threads; kTiles: of 8 rows of x.
-template <int kStrips, int kTiles>
-__global__ void __launch_bounds__(kThreads, kTiles <= 2 ? 2 : 1)
+/// The scale of a block, twice; a row's four lanes have those of two blocks each.
+__device__ __forceinline__ __nv_bfloat162 scale_of(uint32_t scales, int block) {
+  const uint32_t two = __shfl_sync(~0u, scales, block / 2, 4);
+  const uint32_t both = __byte_perm(two, 0, block % 2 == 0 ? 0x1010 : 0x3232);
+  return *reinterpret_cast<const __nv_bfloat162*>(&both);
+}
+
+/// kStrips: of 16 outputs, of a block of threads; kTiles: of 8 rows of x; kAtOnce: blocks on a
+/// multiprocessor.
+template <int kStrips, int kTiles, int kWarps, int kAtOnce>
+__global__ void __launch_bounds__(kWarps * 32, kAtOnce)
     four_bit_kernel(const __grid_constant__ FourBitLaunch p) {
-  constexpr int kTile = 16 * kStrips;
+  constexpr int kTile = 16 * kStrips, kThreads = kWarps * 32;
   constexpr bool kAhead = kTiles <= 2;  // there are registers for a second chunk
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = lane / 4, quarter = lane % 4;
   const int first = blockIdx.x * kTile, chunks = (p.k + kFourBitInputs - 1) / kFourBitInputs;
   const auto* codes = static_cast<const uint4*>(p.codes);
-  const auto* scales = static_cast<const __nv_bfloat162*>(p.scales);
+  const auto* scales = static_cast<const uint32_t*>(p.scales);
   const auto load = [&](int chunk, Codes<kStrips>& to) {
 #pragma unroll
     for (int h = 0; h < 2 * kStrips; ++h) {
       const int64_t row = min(first + h * 8 + group, p.n - 1);
-      const int64_t at = (row * chunks + chunk) * 4 + quarter;
-      to.code[h][0] = __ldcs(codes + at * kOwn);
-      to.code[h][1] = __ldcs(codes + at * kOwn + 1);
-      to.scale[h] = scales[at];
+      const int64_t at = row * chunks + chunk;
+      to.code[h][0] = __ldcs(codes + at * 8 + quarter);
+      to.code[h][1] = __ldcs(codes + at * 8 + 4 + quarter);
+      to.scales[h] = scales[at * 4 + quarter];
     }
   };
   let_next_begin();
@@ -74,9 +81,8 @@ __global__ void __launch_bounds__(kThreads, kTiles <= 2 ? 2 : 1)
     const Codes<kStrips> now = next;
     if (kAhead && chunk + kWarps < chunks) load(chunk + kWarps, next);
 #pragma unroll
-    for (int eight = 0; eight < 4 * kOwn; ++eight) {  // of the lane's inputs
-      const int own = eight / 4,
-                input = chunk * kFourBitInputs + quarter * kOwn * kBlock + eight * 8;
+    for (int block = 0; block < kBlocks; ++block) {
+      const int input = chunk * kFourBitInputs + block * kBlock + quarter * 8;
       uint4 in[kTiles];
 #pragma unroll
       for (int t = 0; t < kTiles; ++t) {
@@ -87,17 +93,16 @@ __global__ void __launch_bounds__(kThreads, kTiles <= 2 ? 2 : 1)
       }
 #pragma unroll
       for (int strip = 0; strip < kStrips; ++strip) {
-        const __nv_bfloat162 both[2] = {now.scale[2 * strip], now.scale[2 * strip + 1]};
-        const __nv_bfloat162 low = own == 0 ? __low2bfloat162(both[0]) : __high2bfloat162(both[0]),
-                             high = own == 0 ? __low2bfloat162(both[1]) : __high2bfloat162(both[1]);
-        const uint32_t upper = (&now.code[2 * strip][own].x)[eight % 4],
-                       lower = (&now.code[2 * strip + 1][own].x)[eight % 4];
+        const __nv_bfloat162 high = scale_of(now.scales[2 * strip], block),
+                             low = scale_of(now.scales[2 * strip + 1], block);
+        const uint32_t upper = (&now.code[2 * strip][block / 4].x)[block % 4],
+                       lower = (&now.code[2 * strip + 1][block / 4].x)[block % 4];
 #pragma unroll
         for (int step = 0; step < 2; ++step) {
           const int shift = step * 8;
-          const uint32_t a[4] = {values_of(upper >> shift, low), values_of(lower >> shift, high),
-                                 values_of(upper >> (shift + 4), low),
-                                 values_of(lower >> (shift + 4), high)};
+          const uint32_t a[4] = {values_of(upper >> shift, high), values_of(lower >> shift, low),
+                                 values_of(upper >> (shift + 4), high),
+                                 values_of(lower >> (shift + 4), low)};
 #pragma unroll
           for (int t = 0; t < kTiles; ++t)
             mma<bf16>(sums[strip][t], a, step == 0 ? in[t].x : in[t].z,
@@ -132,11 +137,11 @@ __global__ void __launch_bounds__(kThreads, kTiles <= 2 ? 2 : 1)
   }
 }
 
-template <int kStrips, int kTiles>
+template <int kStrips, int kTiles, int kWarps, int kAtOnce>
 void launch(const FourBitLaunch& p, cudaStream_t stream) {
   constexpr int kTile = 16 * kStrips;
-  POLAR_CUDA(launch_early(four_bit_kernel<kStrips, kTiles>, dim3((p.n + kTile - 1) / kTile),
-                          kThreads, 0, stream, p));
+  POLAR_CUDA(launch_early(four_bit_kernel<kStrips, kTiles, kWarps, kAtOnce>,
+                          dim3((p.n + kTile - 1) / kTile), kWarps * 32, 0, stream, p));
 }
 
 }  // namespace
@@ -150,13 +155,13 @@ void launch_four_bit(const FourBitLaunch& p, cudaStream_t stream) {
     some.rows = std::min(p.rows - row, kMostSkinnyRows);
     // Many rows: larger blocks, since each reads all of x.
     if (some.rows <= 8) {
-      launch<2, 1>(some, stream);
+      launch<2, 1, 4, 4>(some, stream);
     } else if (some.rows <= 16) {
-      launch<2, 2>(some, stream);
+      launch<2, 2, 4, 4>(some, stream);
     } else if (some.rows <= 32) {
-      launch<4, 4>(some, stream);
+      launch<4, 4, 4, 2>(some, stream);
     } else {
-      launch<4, 8>(some, stream);
+      launch<4, 8, 8, 1>(some, stream);
     }
   }
 }

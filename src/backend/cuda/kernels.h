@@ -104,15 +104,22 @@ void launch_gather_down(const GatherDownLaunch& args, const ProductWorkspace& wo
 
 inline constexpr int kFourBitInputs = 256;  // rows of four bits are padded to such chunks
 
+/// Where in its chunk the word lies that holds inputs 8 part to 8 part + 7 of block `block`. A lane
+/// reads one part of every block, four blocks at once, so that the four lanes of a row always read
+/// neighbours, of codes and of inputs.
+constexpr int four_bit_word(int block, int part) {
+  return block / 4 * 16 + part * 4 + block % 4;
+}
+
 struct FourBitLaunch {
   const void* x = nullptr;  // [rows][k] bf16, stride x_stride values, % 8 == 0
   int64_t x_stride = 0;
   int rows = 0;
-  /// Blocks of 16 bytes for 32 inputs, [n][chunks of 8 blocks]. Eight inputs to a word, the first
-  /// in the low half's lowest four bits, the second in the high half's, the third in the low half's
-  /// next, and so on.
+  /// [n][chunks of 256 inputs][32 words of 8 inputs], the words as four_bit_word() orders them. Of
+  /// a word's inputs the first lies in the low half's lowest four bits, the second in the high
+  /// half's, the third in the low half's next, and so on.
   const void* codes = nullptr;
-  const void* scales = nullptr;  // bf16, of each block; zeros behind k
+  const void* scales = nullptr;  // bf16, of each block of 32 inputs; zeros behind k
   int n = 0;                     // outputs
   int k = 0;                     // % 32 == 0
   const float* bias = nullptr;   // [n] or null
@@ -122,6 +129,7 @@ struct FourBitLaunch {
 void launch_four_bit(const FourBitLaunch& args, cudaStream_t stream);
 
 inline constexpr int kMostNeurons = 65536;  // of a layer
+inline constexpr int kNeuronBins = 2048;
 
 struct NeuronChoiceLaunch {
   const float* logits = nullptr;  // [rows][ffn]
@@ -131,7 +139,8 @@ struct NeuronChoiceLaunch {
   UnionBy by = UnionBy::kSum;
   int count = 0;               // 1 to ffn
   uint32_t* keys = nullptr;    // [ffn] scratch
-  int32_t* arrived = nullptr;  // a zero that stays zero
+  int32_t* bins = nullptr;     // [kNeuronBins] zeros that stay zeros
+  int32_t* arrived = nullptr;  // as they
   int32_t* index = nullptr;    // [count] out, ascending
 };
 /// The `count` best neurons by union_scores(); one node.

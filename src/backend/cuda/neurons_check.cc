@@ -44,12 +44,13 @@ void check_choice(Device& device, int rows, int ffn, int count, UnionBy by) {
                             : std::normal_distribution<float>(-2.0f, 3.0f)(random);
   const Buffer dl = to_device(device, logits), index = poisoned(device, count, 4),
                keys = poisoned(device, ffn, 4),
-               arrived = to_device(device, std::vector<int32_t>{0});
+               zeros = to_device(device, std::vector<int32_t>(cuda::kNeuronBins + 1));
   device.synchronize();
   for (int run = 0; run < 2; ++run) {
-    cuda::launch_choose_neurons({dl.as<float>(), rows, ffn, 0.5f, by, count, keys.as<uint32_t>(),
-                                 arrived.as<int32_t>(), index.as<int32_t>()},
-                                nullptr);
+    cuda::launch_choose_neurons(
+        {dl.as<float>(), rows, ffn, 0.5f, by, count, keys.as<uint32_t>(), zeros.as<int32_t>(),
+         zeros.as<int32_t>() + cuda::kNeuronBins, index.as<int32_t>()},
+        nullptr);
     POLAR_CHECK(cudaDeviceSynchronize() == cudaSuccess);
   }
   for (float& v : logits) v *= 0.5f;
