@@ -166,4 +166,7 @@ Result<std::unique_ptr<Device>> make_cpu_device(const CpuOptions& options);
 /// The CUDA backend, or an Error that says why there is none (not built, no GPU, driver too old).
 Result<std::unique_ptr<Device>> make_cuda_device();
 
+/// Whether the machine has a GPU and a driver, even where make_cuda_device() cannot use it.
+bool has_gpu();
+
 }  // namespace polar::backend

@@ -1,11 +1,15 @@
 #include "cli/open_device.h"
 
+#include <cstdio>
+
 namespace polar::cli {
 
 Result<std::unique_ptr<backend::Device>> open_device(const ModelFlags& flags) {
   if (flags.device != "cpu") {
     auto cuda = backend::make_cuda_device();
     if (cuda.ok() || flags.device == "cuda") return cuda;
+    if (backend::has_gpu())
+      std::fprintf(stderr, "polar: the CPU computes: %s\n", cuda.error().message.c_str());
   }
   return backend::make_cpu_device({flags.threads});
 }

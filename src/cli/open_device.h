@@ -7,7 +7,8 @@
 
 namespace polar::cli {
 
-/// The device that --device names; auto takes the GPU when there is one.
+/// The device that --device names; auto takes the GPU when there is one, and says on the standard
+/// error why one that is there cannot be used.
 Result<std::unique_ptr<backend::Device>> open_device(const ModelFlags& flags);
 
 /// The KV type that --kv-dtype names, or the device's default.

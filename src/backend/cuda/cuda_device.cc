@@ -16,6 +16,11 @@ Result<std::unique_ptr<Device>> make_cuda_device() {
   return cuda::CudaDevice::create();
 }
 
+bool has_gpu() {
+  int count = 0;
+  return cudaGetDeviceCount(&count) == cudaSuccess && count > 0;
+}
+
 namespace cuda {
 
 namespace {

@@ -9,4 +9,8 @@ Result<std::unique_ptr<Device>> make_cuda_device() {
                    "one built where nvcc is found");
 }
 
+bool has_gpu() {
+  return false;
+}
+
 }  // namespace polar::backend
