@@ -11,8 +11,17 @@ namespace polar::backend::cpu {
 
 namespace {
 
-/// Stored rows that a thread claims at once: enough to be worth the claim, few enough to balance.
-constexpr int64_t kRowsPerClaim = 48;
+/// Stored rows that a thread claims at once: what memory sends ahead of time stays inside a claim,
+/// so claims are long, but there are several per thread, so that none waits long for the other.
+int64_t rows_per_claim(int64_t rows, size_t row_bytes, int threads) {
+  constexpr int64_t kMostBytes = 256 << 10, kStep = 48;  // whole groups of every kernel
+  const int64_t wanted =
+      std::min(rows / (2 * threads), kMostBytes / static_cast<int64_t>(row_bytes));
+  return std::max(kStep, (wanted + kStep - 1) / kStep * kStep);
+}
+/// Inputs that a thread packs at once.
+constexpr int64_t kInputsPerClaim = 4096;
+
 void normalize(const Norm& norm, const float* in, float* out, int width) {
   if (norm.weight == nullptr) {
     if (out != in) std::memcpy(out, in, width * sizeof(float));
@@ -121,12 +130,23 @@ void CpuOps::product(const float* x, int64_t x_stride, int rows, const Weight& w
     return;
   }
   const int64_t k = weight.columns();
+  DType packed_for = DType::kF32;
   for (const WeightPart& part : cpu(weight).parts()) {
     POLAR_CHECK(index == nullptr || cpu(weight).parts().size() == 1);
     const int64_t outputs = index != nullptr ? count : part.rows;
-    pool_.parallel_for(outputs, kRowsPerClaim, [&](int64_t begin, int64_t end, int) {
-      kernels_.matmul({x, x_stride, rows, part.data, part.row_bytes, part.dtype, k, index, begin,
-                       end, bias, y, y_stride});
+    const size_t packed_bytes = kernels_.packed_bytes(part.dtype, k);
+    if (packed_bytes > 0 && part.dtype != packed_for) {
+      packed_.resize(std::max(packed_.size(), rows * packed_bytes));
+      const int64_t at_once = std::max<int64_t>(1, kInputsPerClaim / k);
+      pool_.parallel_for(rows, at_once, [&](int64_t begin, int64_t end, int) {
+        kernels_.pack({x, x_stride, rows, k, part.dtype, begin, end, packed_.data()});
+      });
+      packed_for = part.dtype;
+    }
+    const int64_t claim = rows_per_claim(outputs, part.row_bytes, pool_.threads());
+    pool_.parallel_for(outputs, claim, [&](int64_t begin, int64_t end, int) {
+      kernels_.matmul({x, x_stride, packed_.data(), rows, part.data, part.row_bytes, part.dtype, k,
+                       index, begin, end, bias, y, y_stride});
     });
     y += part.rows;
     if (bias != nullptr) bias += part.rows;

@@ -61,6 +61,7 @@ class CpuOps : public Ops {
   std::vector<PageScratch> page_scratch_;    // [thread]
   std::vector<float> partials_;              // attention and gathered products
   std::vector<float> router_;                // [planned row][kv_heads] logits
+  std::vector<std::byte> packed_;            // inputs of the product being computed
   std::vector<float> narrow_;                // [row][rank] of a neuron router
 };
 

@@ -13,7 +13,8 @@ std::vector<const Kernels*> runnable_kernels() {
       __builtin_cpu_supports("f16c")) {
     kernels.push_back(&avx2_kernels());
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")) {
+        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512vnni")) {
       kernels.push_back(&avx512_kernels());
     }
   }

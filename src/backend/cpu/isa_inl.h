@@ -2,6 +2,8 @@
 // and POLAR_ISA_LEVEL defined and the intrinsics' header included. Nothing here may call an inline
 // function from outside POLAR_ISA that is not always inlined.
 
+#include <type_traits>
+
 #include "backend/cpu/kernels.h"
 
 namespace polar::backend::cpu {
@@ -42,6 +44,8 @@ namespace POLAR_ISA {
 // simd.h first: the others are written in its vectors.
 #include "backend/cpu/attention_inl.h"
 #include "backend/cpu/matmul_inl.h"
+// matmul_inl.h before block_matmul_inl.h: this chooses between them.
+#include "backend/cpu/block_matmul_inl.h"
 #include "backend/cpu/page_index_inl.h"
 #include "backend/cpu/page_mass_inl.h"
 
@@ -87,8 +91,9 @@ inline float flops(int64_t rounds) {
   return reduce_add(sum[0]);
 }
 
-inline constexpr Kernels kKernels = {POLAR_ISA_NAME, matmul, accumulate, attend, page_mass,
-                                     silu_mul,       read,   flops,      kLanes};
+inline constexpr Kernels kKernels = {POLAR_ISA_NAME, matmul, packed_bytes, pack,
+                                     accumulate,     attend, page_mass,    silu_mul,
+                                     read,           flops,  kLanes};
 
 }  // namespace POLAR_ISA
 }  // namespace polar::backend::cpu

@@ -11,11 +11,23 @@
 
 namespace polar::backend::cpu {
 
+/// Turns rows [begin, end) of x into what products with weights in blocks take.
+struct PackArgs {
+  const float* x;  // [rows][x_stride]
+  int64_t x_stride;
+  int64_t rows;
+  int64_t k;    // a multiple of 32
+  DType dtype;  // of the weights
+  int64_t begin, end;
+  std::byte* out;  // [rows][packed_bytes(dtype, k)] in all
+};
+
 /// y[m][n] = sum_k x[m][k] w[n][k] (+ bias[n]) for the rows n in [begin, end) of one stored matrix.
 /// The order in which one y[m][n] is summed depends on k alone: not on m, the tile or the thread.
 struct MatmulArgs {
   const float* x;  // [m][x_stride]
   int64_t x_stride;
+  const std::byte* packed;  // x as packed for this dtype, if that is what it takes
   int m;
   const std::byte* weight;  // stored row 0
   size_t row_bytes;
@@ -102,6 +114,9 @@ struct PageMassArgs {
 struct Kernels {
   const char* name;
   void (*matmul)(const MatmulArgs& args);
+  /// Bytes of a packed row of k inputs for weights of this type; 0: its products take x as it is.
+  size_t (*packed_bytes)(DType dtype, int64_t k);
+  void (*pack)(const PackArgs& args);
   void (*accumulate)(const AccumulateArgs& args);
   void (*attend)(const AttendArgs& args);
   void (*page_mass)(const PageMassArgs& args);

@@ -7,6 +7,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <numeric>
 #include <vector>
 
@@ -48,9 +49,13 @@ struct Product {
   std::vector<float> run(const Kernels& kernels, int row, int rows, int64_t begin, int64_t end,
                          bool with_bias = false, const std::vector<int32_t>* index = nullptr) {
     std::vector<float> y(rows * (n + 1), kPoison);
-    kernels.matmul({x.data() + row * (k + 3), k + 3, rows, weight.stored.data(), weight.row_bytes,
-                    weight.dtype, k, index != nullptr ? index->data() : nullptr, begin, end,
-                    with_bias ? bias.data() : nullptr, y.data(), n + 1});
+    std::vector<std::byte> packed(rows * kernels.packed_bytes(weight.dtype, k));
+    if (!packed.empty())
+      kernels.pack(
+          {x.data() + row * (k + 3), k + 3, rows, k, weight.dtype, 0, rows, packed.data()});
+    kernels.matmul({x.data() + row * (k + 3), k + 3, packed.data(), rows, weight.stored.data(),
+                    weight.row_bytes, weight.dtype, k, index != nullptr ? index->data() : nullptr,
+                    begin, end, with_bias ? bias.data() : nullptr, y.data(), n + 1});
     return y;
   }
 
@@ -127,6 +132,31 @@ TEST_P(KernelsTest, MatmulGathersRows) {
         for (int64_t i = 0; i < count; ++i) ASSERT_EQ(some[row * 41 + i], all[row * 41 + index[i]]);
         ASSERT_EQ(some[row * 41 + count], kPoison);
       }
+    }
+  }
+}
+
+TEST_P(KernelsTest, MatmulOfOutliersTinyAndEndlessInputs) {
+  for (const DType dtype : kAllTypes) {
+    Product product(dtype, 5, 20, 96, 11);
+    float* x = product.x.data();
+    const int64_t stride = product.k + 3;
+    x[7] = 3e4f;                                                   // beside values about 1
+    for (int i = 0; i < 96; ++i) x[stride + i] *= 1e-20f;          // all small
+    for (int i = 0; i < 96; ++i) x[2 * stride + i] = 0.0f;         // nothing
+    x[3 * stride + 40] = std::numeric_limits<float>::quiet_NaN();  // says so in every output
+    x[4 * stride + 70] = std::numeric_limits<float>::infinity();
+    const std::vector<float> y = product.run(*GetParam(), 0, 5, 0, product.n);
+    for (int64_t o = 0; o < product.n; ++o) {
+      // Inputs beside the outlier are rounded to its last bit.
+      double weights = 0;
+      for (int i = 0; i < 32; ++i) weights += std::abs(product.weight.values[o * product.k + i]);
+      const double tolerance = product.tolerance(0, o) + weights * 3e4 / (1 << 24);
+      EXPECT_NEAR(y[o], product.exact(0, o), tolerance) << dtype_info(dtype).name;
+      EXPECT_NEAR(y[21 + o], product.exact(1, o), 1e-24);
+      EXPECT_EQ(y[2 * 21 + o], 0.0f);
+      EXPECT_FALSE(std::isfinite(y[3 * 21 + o]));
+      EXPECT_FALSE(std::isfinite(y[4 * 21 + o]));
     }
   }
 }

@@ -27,10 +27,14 @@ void matmul_bench(benchmark::State& state, DType dtype) {
     std::copy(one.stored.begin(), one.stored.end(), weights.begin() + i * matrix_bytes);
   const std::vector<float> x = random_values(random, rows * kInputs);
   std::vector<float> y(rows * kOutputs);
+  std::vector<std::byte> packed(rows * kernels.packed_bytes(dtype, kInputs));
   size_t copy = 0;
   for (auto _ : state) {
-    kernels.matmul({x.data(), kInputs, rows, weights.data() + copy * matrix_bytes, one.row_bytes,
-                    dtype, kInputs, nullptr, 0, kOutputs, nullptr, y.data(), kOutputs});
+    if (!packed.empty())
+      kernels.pack({x.data(), kInputs, rows, kInputs, dtype, 0, rows, packed.data()});
+    kernels.matmul({x.data(), kInputs, packed.data(), rows, weights.data() + copy * matrix_bytes,
+                    one.row_bytes, dtype, kInputs, nullptr, 0, kOutputs, nullptr, y.data(),
+                    kOutputs});
     benchmark::DoNotOptimize(y.data());
     copy = (copy + 1) % copies;
   }

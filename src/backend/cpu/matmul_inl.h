@@ -1,70 +1,19 @@
-// Products with stored weights. Included per instruction set, after simd.h.
+// Products with weights in f32, f16, bf16 and, for AVX2, Q8_0. Included per instruction set, after
+// simd.h.
 //
 // One vector accumulator per output, walking k in order: a result does not depend on how many rows
-// share a tile. The weights of 32 inputs are dequantised into registers (w = q * d + m) and used by
-// all rows of the tile. With many rows (prefill) a panel of weight rows is dequantised once into
-// scratch that stays in the first two cache levels; the sums run in the same order.
+// share a tile. Weights become f32 in registers and are used by all rows of the tile. With many
+// rows (prefill) a panel of weight rows is converted once into scratch that stays in the first two
+// cache levels; the sums run in the same order.
 
 inline constexpr int kVecs = 32 / kLanes;  // vectors per 32 values
 
 template <DType type>
-struct Stored;
-
-template <>
-struct Stored<DType::kF32> {
-  static constexpr int kBytes = 128;  // per 32 values
-  static void get(const std::byte* p, Vec w[kVecs]) {
-    POLAR_UNROLL
-    for (int v = 0; v < kVecs; ++v) w[v] = load((const float*)p + v * kLanes);
-  }
-};
-template <>
-struct Stored<DType::kF16> {
-  static constexpr int kBytes = 64;
-  static void get(const std::byte* p, Vec w[kVecs]) {
-    POLAR_UNROLL
-    for (int v = 0; v < kVecs; ++v) w[v] = load_f16((const uint16_t*)p + v * kLanes);
-  }
-};
-template <>
-struct Stored<DType::kBF16> {
-  static constexpr int kBytes = 64;
-  static void get(const std::byte* p, Vec w[kVecs]) {
-    POLAR_UNROLL
-    for (int v = 0; v < kVecs; ++v) w[v] = load_bf16((const uint16_t*)p + v * kLanes);
-  }
-};
-template <>
-struct Stored<DType::kQ8_0> {
-  static constexpr int kBytes = 34;
-  static void get(const std::byte* p, Vec w[kVecs]) {
-    const Vec d = broadcast_f16(p);
-    POLAR_UNROLL
-    for (int v = 0; v < kVecs; ++v) w[v] = mul(load_i8((const int8_t*)p + 2 + v * kLanes), d);
-  }
-};
-template <>
-struct Stored<DType::kQ4_0> {
-  static constexpr int kBytes = 18;
-  static void get(const std::byte* p, Vec w[kVecs]) {
-    const Vec d = broadcast_f16(p);
-    load_nibbles((const uint8_t*)p + 2, w);
-    const Vec zero_point = mul(d, broadcast(-8.0f));  // (q - 8) d is exact either way
-    POLAR_UNROLL
-    for (int v = 0; v < kVecs; ++v) w[v] = fma(w[v], d, zero_point);
-  }
-};
-template <>
-struct Stored<DType::kQ4_1> {
-  static constexpr int kBytes = 20;
-  static void get(const std::byte* p, Vec w[kVecs]) {
-    Vec d, m;
-    broadcast_two_f16(p, &d, &m);
-    load_nibbles((const uint8_t*)p + 4, w);
-    POLAR_UNROLL
-    for (int v = 0; v < kVecs; ++v) w[v] = fma(w[v], d, m);
-  }
-};
+inline constexpr int kBlockBytes = type == DType::kF32    ? 128  // per 32 values
+                                   : type == DType::kQ8_0 ? 34
+                                   : type == DType::kQ4_0 ? 18
+                                   : type == DType::kQ4_1 ? 20
+                                                          : 64;
 
 /// The last values of a row of plain type, padded with zeros to 32.
 template <DType type>
@@ -92,13 +41,24 @@ inline constexpr int kGroup = 12;      // weight rows that share one pass over x
 inline constexpr int kRowBlock = 128;  // rows of x between two dequantisations of the same weights
 
 template <DType type>
-inline constexpr bool kPlain = type == DType::kF32 || type == DType::kF16 || type == DType::kBF16;
-
-template <DType type>
 inline Vec load_plain(const std::byte* p, int64_t i) {
   if constexpr (type == DType::kF32) return load((const float*)p + i);
   if constexpr (type == DType::kF16) return load_f16((const uint16_t*)p + i);
   if constexpr (type == DType::kBF16) return load_bf16((const uint16_t*)p + i);
+}
+
+/// Block b of a row: 32 values.
+template <DType type>
+[[gnu::always_inline]] inline void load_block(const std::byte* row, int64_t b, Vec out[kVecs]) {
+  if constexpr (type == DType::kQ8_0) {
+    const std::byte* p = row + b * kBlockBytes<type>;
+    const Vec scale = broadcast(scalar_f16(bits_at(p)));
+    POLAR_UNROLL
+    for (int v = 0; v < kVecs; ++v) out[v] = mul(load_i8((const int8_t*)p + 2 + v * kLanes), scale);
+  } else {
+    POLAR_UNROLL
+    for (int v = 0; v < kVecs; ++v) out[v] = load_plain<type>(row, b * 32 + v * kLanes);
+  }
 }
 
 /// Fetches the next rows' values that correspond to block b of this one.
@@ -106,9 +66,9 @@ template <DType type, int N>
 [[gnu::always_inline]] inline void fetch_block(const std::byte* const* next, int64_t b) {
   POLAR_UNROLL
   for (int n = 0; n < N; ++n) {
-    const std::byte* line = next[n] + b * Stored<type>::kBytes;
+    const std::byte* line = next[n] + b * kBlockBytes<type>;
     __builtin_prefetch(line);
-    if constexpr (Stored<type>::kBytes > 64) __builtin_prefetch(line + 64);
+    if constexpr (kBlockBytes < type >> 64) __builtin_prefetch(line + 64);
   }
 }
 
@@ -122,7 +82,21 @@ template <DType type, int M, int N, bool fetch>
   const int64_t blocks = count / 32;
   for (int64_t b = 0; b < blocks; ++b) {
     if constexpr (fetch) fetch_block<type, N>(next, b);
-    if constexpr (kPlain<type>) {
+    if constexpr (type == DType::kQ8_0) {
+      POLAR_UNROLL
+      for (int n = 0; n < N; ++n) {
+        Vec weight[kVecs];
+        load_block<type>(w[n], b, weight);
+        POLAR_UNROLL
+        for (int m = 0; m < M; ++m) {
+          POLAR_UNROLL
+          for (int v = 0; v < kVecs; ++v) {
+            const Vec input = load(x + m * x_stride + b * 32 + v * kLanes);
+            sum[m][n] = fma(weight[v], input, sum[m][n]);
+          }
+        }
+      }
+    } else {
       POLAR_UNROLL
       for (int v = 0; v < kVecs; ++v) {
         Vec weight[N];
@@ -135,19 +109,6 @@ template <DType type, int M, int N, bool fetch>
           for (int n = 0; n < N; ++n) sum[m][n] = fma(weight[n], input, sum[m][n]);
         }
       }
-    } else {
-      POLAR_UNROLL
-      for (int n = 0; n < N; ++n) {
-        Vec weight[kVecs];
-        Stored<type>::get(w[n] + b * Stored<type>::kBytes, weight);
-        POLAR_UNROLL
-        for (int m = 0; m < M; ++m) {
-          const float* inputs = x + m * x_stride + b * 32;
-          POLAR_UNROLL
-          for (int v = 0; v < kVecs; ++v)
-            sum[m][n] = fma(weight[v], load(inputs + v * kLanes), sum[m][n]);
-        }
-      }
     }
   }
   const int rest = (int)(count % 32);
@@ -155,7 +116,7 @@ template <DType type, int M, int N, bool fetch>
   POLAR_UNROLL
   for (int n = 0; n < N; ++n) {
     alignas(64) float weight[32];
-    load_tail<type>(w[n] + blocks * Stored<type>::kBytes, rest, weight);
+    load_tail<type>(w[n] + blocks * kBlockBytes<type>, rest, weight);
     POLAR_UNROLL
     for (int m = 0; m < M; ++m) {
       alignas(64) float inputs[32];
@@ -255,42 +216,31 @@ inline void tile_row(const MatmulArgs& a, const Group& group, const float* x, fl
 template <DType type, bool fetch>
 inline void tile_rows(const MatmulArgs& a, const Group& group, const float* x, int m, float* held,
                       float* y) {
-  if (m >= kTileRows) {
-    tile_row<type, kTileRows, fetch>(a, group, x, held, y);
-    for (m -= kTileRows; m >= kTileRows; m -= kTileRows) {
-      x += kTileRows * a.x_stride;
-      y += kTileRows * a.y_stride;
-      held += kTileRows * kGroup * kLanes;
-      tile_row<type, kTileRows, false>(a, group, x, held, y);
-    }
-    x += kTileRows * a.x_stride;
-    y += kTileRows * a.y_stride;
-    held += kTileRows * kGroup * kLanes;
-  }
-  switch (m) {
-    case 1:
-      return tile_row<type, 1, false>(a, group, x, held, y);
-    case 2:
-      return tile_row<type, 2, false>(a, group, x, held, y);
-    case 3:
-      return tile_row<type, 3, false>(a, group, x, held, y);
-    default:
-      return;
-  }
+  const auto over = [&]<int M, bool first>() {
+    tile_row<type, M, first>(a, group, x, held, y);
+    x += M * a.x_stride;
+    y += M * a.y_stride;
+    held += M * kGroup * kLanes;
+    m -= M;
+  };
+  if (m >= kTileRows) over.template operator()<kTileRows, fetch>();
+  while (m >= kTileRows) over.template operator()<kTileRows, false>();
+  if (m >= 2) over.template operator()<2, false>();
+  if (m >= 1) over.template operator()<1, false>();
 }
 
 /// Turns `count` stored values into f32, padded with zeros to 32.
 template <DType type>
-inline void dequantize(const std::byte* w, const std::byte* next, int64_t count, float* out) {
+inline void widen_row(const std::byte* w, const std::byte* next, int64_t count, float* out) {
   for (int64_t b = 0; b < count / 32; ++b) {
     fetch_block<type, 1>(&next, b);
-    Vec weight[kVecs];
-    Stored<type>::get(w + b * Stored<type>::kBytes, weight);
+    Vec value[kVecs];
+    load_block<type>(w, b, value);
     POLAR_UNROLL
-    for (int v = 0; v < kVecs; ++v) store(out + b * 32 + v * kLanes, weight[v]);
+    for (int v = 0; v < kVecs; ++v) store(out + b * 32 + v * kLanes, value[v]);
   }
   if (const int rest = (int)(count % 32); rest > 0) {
-    load_tail<type>(w + count / 32 * Stored<type>::kBytes, rest, out + count / 32 * 32);
+    load_tail<type>(w + count / 32 * kBlockBytes<type>, rest, out + count / 32 * 32);
   }
 }
 
@@ -299,7 +249,7 @@ inline void dequantize(const std::byte* w, const std::byte* next, int64_t count,
 /// tile.
 template <DType type>
 inline void matmul_groups(const MatmulArgs& a, int m0, int m) {
-  constexpr int kDirect = type == DType::kF32 ? kRowBlock : kPlain<type> ? 16 : 0;
+  constexpr int kDirect = type == DType::kF32 ? kRowBlock : type == DType::kQ8_0 ? 0 : 16;
   alignas(64) float panel[kGroup * kChunk];
   alignas(64) float held[kRowBlock * kGroup * kLanes];
   for (int64_t n = a.begin; n < a.end; n += kGroup) {
@@ -308,7 +258,7 @@ inline void matmul_groups(const MatmulArgs& a, int m0, int m) {
     float* y = a.y + m0 * a.y_stride + n;
     for (int64_t k = 0; k < a.k; k += kChunk) {
       const float* x = a.x + m0 * a.x_stride + k;
-      const int64_t offset = k / 32 * Stored<type>::kBytes;
+      const int64_t offset = k / 32 * kBlockBytes<type>;
       group.count = a.k - k < kChunk ? a.k - k : kChunk;
       group.first = k == 0;
       group.last = k + group.count == a.k;
@@ -321,7 +271,7 @@ inline void matmul_groups(const MatmulArgs& a, int m0, int m) {
         continue;
       }
       for (int r = 0; r < group.rows; ++r) {
-        dequantize<type>(group.w[r], group.next[r], group.count, panel + r * kChunk);
+        widen_row<type>(group.w[r], group.next[r], group.count, panel + r * kChunk);
         group.w[r] = (const std::byte*)(panel + r * kChunk);
       }
       tile_rows<DType::kF32, false>(a, group, x, m, held, y);
@@ -330,7 +280,7 @@ inline void matmul_groups(const MatmulArgs& a, int m0, int m) {
 }
 
 template <DType type>
-inline void matmul_typed(const MatmulArgs& a) {
+inline void plain_matmul(const MatmulArgs& a) {
   switch (a.m) {
     case 1:
       return matmul_stream<type, 1>(a);
@@ -345,36 +295,6 @@ inline void matmul_typed(const MatmulArgs& a) {
   }
   for (int m = 0; m < a.m; m += kRowBlock) {
     matmul_groups<type>(a, m, a.m - m < kRowBlock ? a.m - m : kRowBlock);
-  }
-}
-
-inline void matmul(const MatmulArgs& a) {
-  switch (a.dtype) {
-    case DType::kF32:
-      matmul_typed<DType::kF32>(a);
-      break;
-    case DType::kF16:
-      matmul_typed<DType::kF16>(a);
-      break;
-    case DType::kBF16:
-      matmul_typed<DType::kBF16>(a);
-      break;
-    case DType::kQ8_0:
-      matmul_typed<DType::kQ8_0>(a);
-      break;
-    case DType::kQ4_0:
-      matmul_typed<DType::kQ4_0>(a);
-      break;
-    case DType::kQ4_1:
-      matmul_typed<DType::kQ4_1>(a);
-      break;
-    default:
-      __builtin_trap();
-  }
-  if (a.bias == nullptr) return;
-  for (int m = 0; m < a.m; ++m) {
-    float* y = a.y + m * a.y_stride;
-    for (int64_t n = a.begin; n < a.end; ++n) y[n] += a.bias[a.index != nullptr ? a.index[n] : n];
   }
 }
 

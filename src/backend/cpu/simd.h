@@ -74,23 +74,6 @@ inline float reduce_add(Vec v) {
   q = _mm_add_ps(q, _mm_movehl_ps(q, q));
   return _mm_cvtss_f32(_mm_add_ss(q, _mm_movehdup_ps(q)));
 }
-/// The 16 low, then the 16 high nibbles of 16 bytes.
-inline void load_nibbles(const uint8_t* p, Vec out[2]) {
-  const __m512i bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p));
-  out[0] = _mm512_cvtepi32_ps(_mm512_and_si512(bytes, _mm512_set1_epi32(15)));
-  out[1] = _mm512_cvtepi32_ps(_mm512_srli_epi32(bytes, 4));
-}
-/// One, or two neighbouring, half precision values in all lanes.
-inline Vec broadcast_f16(const std::byte* p) {
-  return broadcast(scalar_f16(bits_at(p)));
-}
-inline void broadcast_two_f16(const std::byte* p, Vec* first, Vec* second) {
-  int32_t bits;
-  __builtin_memcpy(&bits, p, sizeof(bits));
-  const Vec both = _mm512_cvtph_ps(_mm256_set1_epi32(bits));
-  *first = _mm512_moveldup_ps(both);
-  *second = _mm512_movehdup_ps(both);
-}
 
 #elif POLAR_ISA_LEVEL == 1
 
@@ -147,25 +130,6 @@ inline float reduce_add(Vec v) {
   __m128 q = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
   q = _mm_add_ps(q, _mm_movehl_ps(q, q));
   return _mm_cvtss_f32(_mm_add_ss(q, _mm_movehdup_ps(q)));
-}
-inline void load_nibbles(const uint8_t* p, Vec out[4]) {
-  const __m256i mask = _mm256_set1_epi32(15);
-  const __m256i left = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p));
-  const __m256i right = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)(p + 8)));
-  out[0] = _mm256_cvtepi32_ps(_mm256_and_si256(left, mask));
-  out[1] = _mm256_cvtepi32_ps(_mm256_and_si256(right, mask));
-  out[2] = _mm256_cvtepi32_ps(_mm256_srli_epi32(left, 4));
-  out[3] = _mm256_cvtepi32_ps(_mm256_srli_epi32(right, 4));
-}
-inline Vec broadcast_f16(const std::byte* p) {
-  return broadcast(scalar_f16(bits_at(p)));
-}
-inline void broadcast_two_f16(const std::byte* p, Vec* first, Vec* second) {
-  int32_t bits;
-  __builtin_memcpy(&bits, p, sizeof(bits));
-  const Vec both = _mm256_cvtph_ps(_mm_set1_epi32(bits));
-  *first = _mm256_moveldup_ps(both);
-  *second = _mm256_movehdup_ps(both);
 }
 
 #else
@@ -244,19 +208,6 @@ inline Vec pow2(Vec n) {
 inline float reduce_add(Vec v) {
   return ((v.lane[0] + v.lane[4]) + (v.lane[2] + v.lane[6])) +
          ((v.lane[1] + v.lane[5]) + (v.lane[3] + v.lane[7]));
-}
-inline void load_nibbles(const uint8_t* p, Vec out[4]) {
-  for (int half = 0; half < 2; ++half) {
-    POLAR_LANES out[half].lane[i] = static_cast<float>(p[half * kLanes + i] & 15);
-    POLAR_LANES out[2 + half].lane[i] = static_cast<float>(p[half * kLanes + i] >> 4);
-  }
-}
-inline Vec broadcast_f16(const std::byte* p) {
-  return broadcast(scalar_f16(bits_at(p)));
-}
-inline void broadcast_two_f16(const std::byte* p, Vec* first, Vec* second) {
-  *first = broadcast_f16(p);
-  *second = broadcast_f16(p + 2);
 }
 #undef POLAR_LANES
 
