@@ -60,9 +60,12 @@ inline void turn(const Rows& rows, int64_t offset, Ints out[4]) {
   POLAR_UNROLL
   for (int i = 0; i < 4; ++i) {
     four[i] = _mm512_castsi128_si512(_mm_loadu_si128((const __m128i*)(rows.at(i) + offset)));
-    four[i] = _mm512_inserti32x4(four[i], _mm_loadu_si128((const __m128i*)(rows.at(i + 4) + offset)), 1);
-    four[i] = _mm512_inserti32x4(four[i], _mm_loadu_si128((const __m128i*)(rows.at(i + 8) + offset)), 2);
-    four[i] = _mm512_inserti32x4(four[i], _mm_loadu_si128((const __m128i*)(rows.at(i + 12) + offset)), 3);
+    four[i] =
+        _mm512_inserti32x4(four[i], _mm_loadu_si128((const __m128i*)(rows.at(i + 4) + offset)), 1);
+    four[i] =
+        _mm512_inserti32x4(four[i], _mm_loadu_si128((const __m128i*)(rows.at(i + 8) + offset)), 2);
+    four[i] =
+        _mm512_inserti32x4(four[i], _mm_loadu_si128((const __m128i*)(rows.at(i + 12) + offset)), 3);
   }
   const Ints low01 = _mm512_unpacklo_epi32(four[0], four[1]);
   const Ints low23 = _mm512_unpacklo_epi32(four[2], four[3]);
@@ -136,8 +139,8 @@ inline void turn(const Rows& rows, int64_t offset, Ints out[4]) {
   out[2] = _mm256_unpacklo_epi64(high01, high23);
   out[3] = _mm256_unpackhi_epi64(high01, high23);
 }
-/// Sum over 32 weights (0 to 15) times inputs (signed bytes), times `unit`. A 16-bit lane adds up 16
-/// products of at most 15 * 128: 30,720.
+/// Sum over 32 weights (0 to 15) times inputs (signed bytes), times `unit`. A 16-bit lane adds up
+/// 16 products of at most 15 * 128: 30,720.
 template <int unit>
 inline Ints dot(const Ints weight[8], const int8_t* input) {
   Ints sum = _mm256_maddubs_epi16(weight[0], repeat(input));
@@ -205,7 +208,8 @@ inline Ints dot(const Ints weight[8], const int8_t* input) {
 
 #endif
 
-/// Products with these run here; AVX2's products of bytes would saturate with weights of eight bits.
+/// Products with these run here; AVX2's products of bytes would saturate with weights of eight
+/// bits.
 constexpr bool in_digits(DType type) {
   return type == DType::kQ4_0 || type == DType::kQ4_1 ||
          (type == DType::kQ8_0 && POLAR_ISA_LEVEL != 1);

@@ -90,8 +90,7 @@ void CpuOps::attention(const AttentionArgs& args) {
   if (args.batch->planned_rows() > 0) attend_planned(args);
 }
 
-/// Work items are pieces of units. Units of one piece finish at once; the others leave partial
-/// results that are merged in a second pass.
+/// Work items are pieces of units; their partial results are merged in a second pass.
 void CpuOps::attend_planned(const AttentionArgs& args) {
   const Batch& batch = *args.batch;
   const int kv_heads = args.kv.kv_heads, dim = args.kv.head_dim, group = args.heads / kv_heads;
@@ -105,22 +104,34 @@ void CpuOps::attend_planned(const AttentionArgs& args) {
   const size_t item_values = static_cast<size_t>(group) * (dim + 2);  // outputs, then max and sum
   if (partials_.size() < items * item_values) partials_.resize(items * item_values);
 
-  pool_.parallel_for(items, 1, [&](int64_t begin, int64_t end, int thread) {
+  const auto unit_of = [&](int64_t item) {
+    const auto behind = std::upper_bound(first_item.begin(), first_item.end(), item);
+    return static_cast<int>(behind - first_item.begin()) - 1;
+  };
+  // The first pages of an item, at most `most` of them; returns their number.
+  const auto list_pages = [&](int64_t item, int most, PageSlice* out) {
+    const int unit = unit_of(item);
+    const PageRanges& plan = args.plan->units[unit];
+    const int first = static_cast<int>(item - first_item[unit]) * kPiecePages;
+    const int count = std::min(pages_of(plan) - first, most);
+    const PageWalk walk(args, batch.sequence[batch.prefill_rows + unit / kv_heads],
+                        unit % kv_heads);
+    for (int page = first; page < first + count; ++page) {
+      *out++ = walk.at(page < plan.count ? plan.begin + page : plan.tail_begin + page - plan.count);
+    }
+    return std::max(count, 0);
+  };
+
+  // A claim is a few items: the pages of the next one are fetched while one is computed.
+  const int64_t claim = std::clamp(items / (8 * pool_.threads()), 1, 4);
+  pool_.parallel_for(items, claim, [&](int64_t begin, int64_t end, int thread) {
     for (int64_t item = begin; item < end; ++item) {
-      const int unit =
-          static_cast<int>(std::upper_bound(first_item.begin(), first_item.end(), item) -
-                           first_item.begin()) -
-          1;
+      const int unit = unit_of(item);
       const int row = batch.prefill_rows + unit / kv_heads, kv_head = unit % kv_heads;
-      const PageRanges& plan = args.plan->units[unit];
-      const int first_page = static_cast<int>(item - first_item[unit]) * kPiecePages;
-      const int last_page = std::min(pages_of(plan), first_page + kPiecePages);
-      const PageWalk walk(args, batch.sequence[row], kv_head);
-      PageSlice pages[kPiecePages];
-      for (int page = first_page; page < last_page; ++page) {
-        pages[page - first_page] =
-            walk.at(page < plan.count ? plan.begin + page : plan.tail_begin + page - plan.count);
-      }
+      PageSlice pages[kPiecePages + kStripPages];
+      const int page_count = list_pages(item, kPiecePages, pages);
+      const int next_count =
+          item + 1 < end ? list_pages(item + 1, kStripPages, pages + page_count) : 0;
       float* partial = partials_.data() + item * item_values;
       const float* query =
           args.query.as<float>() + (static_cast<int64_t>(row) * args.heads + kv_head * group) * dim;
@@ -136,9 +147,10 @@ void CpuOps::attend_planned(const AttentionArgs& args) {
                         0.0f,
                         0.0f};
         }
-        if (last_page > first_page) {
-          kernels_.attend({queries, count, pages, last_page - first_page, args.kv.dtype, dim,
-                           args.scale, scratch(thread, kMostQueries * kPieceTokens)});
+        if (page_count > 0) {
+          kernels_.attend({queries, count, pages, page_count, page_count + next_count,
+                           args.kv.dtype, dim, args.scale,
+                           scratch(thread, kMostQueries * kStripTokens)});
         }
         for (int i = 0; i < count; ++i) {
           partial[group * dim + (q + i) * 2] = queries[i].max;
@@ -192,8 +204,8 @@ void CpuOps::attend_prefill(const AttentionArgs& args) {
           const int kv_head = static_cast<int>(item % kv_heads);
           const PageWalk walk(args, tile.sequence, kv_head);
           const int count = tile.rows * group;
-          float* weights = scratch(thread, static_cast<size_t>(count) * (kPieceTokens + dim));
-          float* outputs = weights + static_cast<size_t>(count) * kPieceTokens;
+          float* weights = scratch(thread, static_cast<size_t>(count) * (kStripTokens + dim));
+          float* outputs = weights + static_cast<size_t>(count) * kStripTokens;
           std::vector<Merger> mergers;
           std::vector<Query> queries(count);
           for (int i = 0; i < count; ++i) {
@@ -218,13 +230,14 @@ void CpuOps::attend_prefill(const AttentionArgs& args) {
               ++same;
             const int32_t end_page = (queries[same - 1].high - 1) / kPageTokens + 1;
             for (int32_t page = first_page; page < end_page; page += kPiecePages) {
-              PageSlice pages[kPiecePages];
+              PageSlice pages[kPiecePages + kStripPages];
               const int in_piece = std::min(kPiecePages, end_page - page);
-              for (int p = 0; p < in_piece; ++p)
+              const int listed = std::min(kPiecePages + kStripPages, end_page - page);
+              for (int p = 0; p < listed; ++p)
                 pages[p] = walk.at(tile.sequence * batch.table_stride + page + p);
               for (int q = i; q < same; q += kMostQueries) {
                 kernels_.attend({queries.data() + q, std::min(kMostQueries, same - q), pages,
-                                 in_piece, args.kv.dtype, dim, args.scale, weights});
+                                 in_piece, listed, args.kv.dtype, dim, args.scale, weights});
               }
               for (int q = i; q < same; ++q) mergers[q].add(queries[q]);
             }

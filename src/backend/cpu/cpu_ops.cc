@@ -5,7 +5,7 @@
 #include <cstring>
 
 #include "backend/cpu/cpu_weight.h"
-#include "backend/cpu/page_index.h"
+#include "backend/cpu/kv_layout.h"
 
 namespace polar::backend::cpu {
 
@@ -215,13 +215,17 @@ void CpuOps::index_pages(const QkvArgs& args) {
   int filled = 0;
   for (int row = 0; row < batch.rows; ++row) filled += fills(row);
   if (filled == 0) return;
-  pool_.parallel_for(batch.rows, kPageTokens, [&](int64_t begin, int64_t end, int) {
+  // A chunk of a prompt fills a page every 16 rows, a decode step in any of its rows.
+  const int64_t claim = filled * kPageTokens <= batch.rows ? kPageTokens : 1;
+  pool_.parallel_for(batch.rows, claim, [&](int64_t begin, int64_t end, int) {
     for (int64_t row = begin; row < end; ++row) {
       if (!fills(row)) continue;
       const int32_t page =
           batch.pages[batch.sequence[row] * batch.table_stride + batch.position[row] / kPageTokens];
-      for (int h = 0; h < kv.kv_heads; ++h)
-        write_page_index(kv, kv.block(args.layer, page, h), kv.index_of(args.layer, page, h));
+      for (int h = 0; h < kv.kv_heads; ++h) {
+        kernels_.index_page({kv.page_score, kv.dtype, kv.head_dim, kv.block(args.layer, page, h),
+                             kv.index_of(args.layer, page, h)});
+      }
     }
   });
 }

@@ -46,6 +46,7 @@ namespace POLAR_ISA {
 #include "backend/cpu/matmul_inl.h"
 // matmul_inl.h before block_matmul_inl.h: this chooses between them.
 #include "backend/cpu/block_matmul_inl.h"
+#include "backend/cpu/index_page_inl.h"
 #include "backend/cpu/page_index_inl.h"
 #include "backend/cpu/page_mass_inl.h"
 
@@ -92,8 +93,8 @@ inline float flops(int64_t rounds) {
 }
 
 inline constexpr Kernels kKernels = {POLAR_ISA_NAME, matmul, packed_bytes, pack,
-                                     accumulate,     attend, page_mass,    silu_mul,
-                                     read,           flops,  kLanes};
+                                     accumulate,     attend, index_page,   page_mass,
+                                     silu_mul,       read,   flops,        kLanes};
 
 }  // namespace POLAR_ISA
 }  // namespace polar::backend::cpu

@@ -56,10 +56,11 @@ struct AccumulateArgs {
   int64_t y_stride;
 };
 
-/// Attention runs over pieces of a unit's pages, cut by position: every result is summed in the
-/// same order whatever the load.
-inline constexpr int kPieceTokens = 512;
+/// Attention runs over pieces of a unit's pages, and strips of a piece's, cut by position: every
+/// result is summed in the same order whatever the load.
 inline constexpr int kPiecePages = 32;
+inline constexpr int kStripPages = 8;
+inline constexpr int kStripTokens = 128;
 inline constexpr int kMostQueries = 16;
 
 struct PageSlice {
@@ -81,11 +82,21 @@ struct AttendArgs {
   Query* queries;
   int query_count;  // at most kMostQueries
   const PageSlice* pages;
-  int page_count;  // at most kPiecePages
-  DType dtype;     // of the cache: f32, f16 or bf16
+  int page_count;    // at most kPiecePages
+  int listed_count;  // pages behind these are attended to next: worth fetching
+  DType dtype;       // of the cache: f32, f16 or bf16
   int head_dim;
   float scale;
-  float* scratch;  // [query_count][kPieceTokens]
+  float* scratch;  // [query_count][kStripTokens]
+};
+
+/// The index of a full page, from its keys as stored.
+struct IndexPageArgs {
+  PageScore score;  // kMean or kCodes
+  DType dtype;      // of the block
+  int head_dim;
+  const std::byte* block;
+  std::byte* index;  // [page_index_bytes(score, head_dim)] out
 };
 
 /// Queries that share each page's index they are scored against.
@@ -119,6 +130,7 @@ struct Kernels {
   void (*pack)(const PackArgs& args);
   void (*accumulate)(const AccumulateArgs& args);
   void (*attend)(const AttendArgs& args);
+  void (*index_page)(const IndexPageArgs& args);
   void (*page_mass)(const PageMassArgs& args);
   /// out[i] = silu(gate[i]) * up[i]
   void (*silu_mul)(const float* gate, const float* up, float* out, int64_t count);

@@ -20,13 +20,13 @@ inline void add_softmax(float* scores, int count, int64_t padded, float* mass) {
 
 /// Pages whose indices are fetched ahead: they lie scattered, so the memory's latency must be
 /// hidden.
-inline constexpr int kIndicesAhead = 16;
+inline constexpr int kIndicesAhead = 64;
 
 template <template <int> class Score, int Q>
 inline void add_mass(const PageMassArgs& a, int query, int64_t padded) {
   const int bytes = (int)page_index_bytes(a.score, a.head_dim);
   const auto fetch = [&](int page) {
-    for (int byte = 0; byte < bytes; byte += 64) __builtin_prefetch(a.pages[page] + byte);
+    for (int byte = 0; byte < bytes; byte += 64) __builtin_prefetch(a.pages[page] + byte, 0, 2);
   };
   for (int page = 0; page < a.count && page < kIndicesAhead; ++page) fetch(page);
   const Score<Q> score(a, a.query + (int64_t)query * a.head_dim);

@@ -7,7 +7,7 @@
 #include <cmath>
 
 #include "backend/cpu/isa.h"
-#include "backend/cpu/page_index.h"
+#include "backend/cpu/kv_layout.h"
 #include "backend/cpu/test_values.h"
 
 namespace polar::backend::cpu {
@@ -17,7 +17,8 @@ namespace {
 /// others, as real keys have.
 class Pages {
  public:
-  Pages(std::mt19937& random, PageScore score, DType dtype, int head_dim, int count) {
+  Pages(const Kernels& kernels, std::mt19937& random, PageScore score, DType dtype, int head_dim,
+        int count) {
     view_ = {nullptr, dtype, 1, count, 1, head_dim};
     view_.page_score = score;
     blocks_.assign(view_.total_bytes(), std::byte{0xff});
@@ -31,7 +32,10 @@ class Pages {
         for (int d = 0; d < head_dim; ++d) key[d] *= channel[d];
         store_key(view_, view_.block(0, page, 0), slot, key.data());
       }
-      write_page_index(view_, view_.block(0, page, 0), view_.index_of(0, page, 0));
+      if (score != PageScore::kMass) {
+        kernels.index_page(
+            {score, dtype, head_dim, view_.block(0, page, 0), view_.index_of(0, page, 0)});
+      }
       pointers_.push_back(score == PageScore::kMass ? view_.block(0, page, 0)
                                                     : view_.index_of(0, page, 0));
     }
@@ -122,7 +126,8 @@ TEST_P(PageScoreTest, MassIsTheAttentionThatAPageDraws) {
   std::mt19937 random(31);
   for (int round = 0; round < 40; ++round) {
     const Shape shape = random_shape(random);
-    const Pages pages(random, PageScore::kMass, shape.dtype, shape.head_dim, shape.count);
+    const Pages pages(*GetParam(), random, PageScore::kMass, shape.dtype, shape.head_dim,
+                      shape.count);
     const std::vector<float> query = random_values(random, shape.queries * shape.head_dim);
     const float scale = 1.0f / std::sqrt(static_cast<float>(shape.head_dim));
     std::vector<std::vector<double>> scores(shape.queries, std::vector<double>(shape.count));
@@ -145,11 +150,11 @@ TEST_P(PageScoreTest, MassIsTheAttentionThatAPageDraws) {
   }
 }
 
-TEST(PageIndexTest, MeanIsTheMeanKey) {
+TEST_P(PageScoreTest, MeanIsTheMeanKey) {
   std::mt19937 random(32);
   for (int round = 0; round < 20; ++round) {
     const Shape shape = random_shape(random);
-    const Pages pages(random, PageScore::kMean, shape.dtype, shape.head_dim, 2);
+    const Pages pages(*GetParam(), random, PageScore::kMean, shape.dtype, shape.head_dim, 2);
     for (int d = 0; d < shape.head_dim; ++d) {
       double sum = 0, largest = 0;
       for (int slot = 0; slot < kPageTokens; ++slot) {
@@ -165,11 +170,11 @@ TEST(PageIndexTest, MeanIsTheMeanKey) {
 }
 
 /// The codes by their definition; values next to a threshold may go either way.
-TEST(PageIndexTest, CodesAreTheRotatedKeysInFourSteps) {
+TEST_P(PageScoreTest, CodesAreTheRotatedKeysInFourSteps) {
   std::mt19937 random(33);
   for (int round = 0; round < 30; ++round) {
     const Shape shape = random_shape(random);
-    const Pages pages(random, PageScore::kCodes, shape.dtype, shape.head_dim, 2);
+    const Pages pages(*GetParam(), random, PageScore::kCodes, shape.dtype, shape.head_dim, 2);
     const double step = pages.root_mean_square(1);
     for (int d = 0; d < (shape.head_dim + 15) / 16 * 16; ++d) {
       for (int slot = 0; slot < kPageTokens; ++slot) {
@@ -196,7 +201,8 @@ TEST_P(PageScoreTest, CodesScoreTheBestToken) {
   std::mt19937 random(35);
   for (int round = 0; round < 40; ++round) {
     const Shape shape = random_shape(random);
-    const Pages pages(random, PageScore::kCodes, shape.dtype, shape.head_dim, shape.count);
+    const Pages pages(*GetParam(), random, PageScore::kCodes, shape.dtype, shape.head_dim,
+                      shape.count);
     const std::vector<float> query = random_values(random, shape.queries * shape.head_dim);
     const float scale = 1.0f / std::sqrt(static_cast<float>(shape.head_dim));
     std::vector<std::vector<double>> scores(shape.queries, std::vector<double>(shape.count));

@@ -9,7 +9,7 @@
 #include "backend/cpu/attention_fixture.h"
 #include "backend/cpu/cpu_device.h"
 #include "backend/cpu/isa.h"
-#include "backend/cpu/page_index.h"
+#include "backend/cpu/kv_layout.h"
 #include "backend/cpu/test_values.h"
 
 namespace polar::backend::cpu {
@@ -376,7 +376,8 @@ TEST_P(ChoosePagesTest, IndicesFollowTheKeysThroughAppendsAndPageReuse) {
           for (int head = 0; head < kKvHeads; ++head) {
             const int32_t physical = tables[s * kTable + page];
             std::vector<std::byte> expected(kv.index_bytes());
-            write_page_index(kv, kv.block(1, physical, head), expected.data());
+            device.kernels().index_page({kv.page_score, kv.dtype, kv.head_dim,
+                                         kv.block(1, physical, head), expected.data()});
             const std::byte* found = kv.index_of(1, physical, head);
             ASSERT_TRUE(std::equal(expected.begin(), expected.end(), found));
           }

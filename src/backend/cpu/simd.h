@@ -51,6 +51,10 @@ inline Vec max(Vec a, Vec b) {
 inline Vec fma(Vec a, Vec b, Vec c) {
   return _mm512_fmadd_ps(a, b, c);
 }
+/// y where a is above x, else 0.
+inline Vec where_above(Vec a, float x, Vec y) {
+  return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(a, broadcast(x), _CMP_GT_OQ), y);
+}
 inline Vec load_f16(const uint16_t* p) {
   return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p));
 }
@@ -108,6 +112,9 @@ inline Vec max(Vec a, Vec b) {
 }
 inline Vec fma(Vec a, Vec b, Vec c) {
   return _mm256_fmadd_ps(a, b, c);
+}
+inline Vec where_above(Vec a, float x, Vec y) {
+  return _mm256_and_ps(_mm256_cmp_ps(a, broadcast(x), _CMP_GT_OQ), y);
 }
 inline Vec load_f16(const uint16_t* p) {
   return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p));
@@ -179,6 +186,10 @@ inline Vec fma(Vec a, Vec b, Vec c) {
   POLAR_LANES c.lane[i] += a.lane[i] * b.lane[i];
   return c;
 }
+inline Vec where_above(Vec a, float x, Vec y) {
+  POLAR_LANES y.lane[i] = a.lane[i] > x ? y.lane[i] : 0.0f;
+  return y;
+}
 inline Vec load_f16(const uint16_t* p) {
   Vec v;
   POLAR_LANES v.lane[i] = scalar_f16(p[i]);
@@ -230,9 +241,15 @@ inline Vec exp(Vec x) {
 }
 
 inline float reduce_max(Vec v) {
-  alignas(64) float lanes[kLanes];
-  store(lanes, v);
-  float highest = lanes[0];
-  for (int i = 1; i < kLanes; ++i) highest = lanes[i] > highest ? lanes[i] : highest;
+#if POLAR_ISA_LEVEL == 2
+  return _mm512_reduce_max_ps(v);
+#elif POLAR_ISA_LEVEL == 1
+  __m128 q = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+  q = _mm_max_ps(q, _mm_movehl_ps(q, q));
+  return _mm_cvtss_f32(_mm_max_ss(q, _mm_movehdup_ps(q)));
+#else
+  float highest = v.lane[0];
+  for (int i = 1; i < kLanes; ++i) highest = v.lane[i] > highest ? v.lane[i] : highest;
   return highest;
+#endif
 }
