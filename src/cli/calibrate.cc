@@ -151,6 +151,7 @@ Status prepare_candidates(CalibrateFlags& flags, backend::Device& device,
     options.rank_by = study::RankBy::kContribution;
     options.fallback = study::Fallback::kWindow;
     options.dense_layers.clear();
+    options.rounds = 1;  // above a window, states stay near dense ones
     options.neurons = false;
     POLAR_ASSIGN(const study::TrainedRouters trained,
                  study::train_routers(device, file, weights, windows, options));
@@ -288,7 +289,7 @@ void add_calibrate(CLI::App& app, Run& run) {
       ->check(CLI::Range(0, 1 << 24));
   command
       ->add_option("--importance-windows", options.importance_windows,
-                   "Windows on which units are left out one by one")
+                   "Windows in whose last quarters units are left out one by one")
       ->check(CLI::Range(1, 1 << 16))
       ->capture_default_str();
   command->add_option("--held-out-windows", options.held_out_windows, "Windows that decide")
@@ -310,7 +311,11 @@ void add_calibrate(CLI::App& app, Run& run) {
                    "or beside fixed ones) or auto (all)")
       ->check(CLI::IsMember({"auto", "static", "routed"}))
       ->capture_default_str();
-  command->add_option("--trials", options.trials, "Assignments measured at most for each loss")
+  command
+      ->add_option(
+          "--trials", options.trials,
+          "Assignments measured at most for each loss, on all held-out windows or, four for "
+          "one, on a quarter of them")
       ->check(CLI::Range(4, 1000))
       ->capture_default_str();
   command->add_option("--seed", options.seed, "Seed of the retrieval prompts")

@@ -7,7 +7,6 @@
 
 #include "study/calibration_slices.h"
 #include "study/calibration_state.h"
-#include "study/unit_losses.h"
 
 namespace polar::study {
 
@@ -48,27 +47,18 @@ class Calibrator {
   }
 
   Status measure_importance() {
-    UnitLosses text, retrieval;
-    POLAR_RETURN_IF_ERROR(leave_out("text", slices_.importance, text, true));
+    POLAR_ASSIGN(result_.text_importance, importance("text", slices_.importance));
     std::vector<Passage> asked;
     for (const Needle& needle : slices_.needles) asked.push_back(needle.passage);
-    POLAR_RETURN_IF_ERROR(leave_out("retrieval", asked, retrieval, answers_));
-    result_.text_importance = text.window;
-    result_.retrieval_importance = retrieval.window;
-    ranking_.by_place = rank_units(text.window, retrieval.window);
+    POLAR_ASSIGN(result_.retrieval_importance, importance("retrieval", asked));
+    const std::vector<double>& text = result_.text_importance;
+    const std::vector<double>& retrieval = result_.retrieval_importance;
+    ranking_.by_place = rank_units(text, retrieval);
     // Questions that dense cannot answer still say which units look far, but not how much it is
     // worth.
-    if (!answers_) retrieval = {};
-    ranking_.units = rank_by_share(text.window, retrieval.window);
+    ranking_.units = rank_by_share(text, answers_ ? retrieval : std::vector<double>());
     if (ranking_.by_place == ranking_.units) ranking_.by_place.clear();
     ranking_.kv_heads = weights_.config.kv_heads;
-    ranking_.raises = best_raises(add_losses(text, retrieval), page_levels(options_.context),
-                                  [this](const backend::UnitBudget& budget) {
-                                    OperatingPoint unit;
-                                    unit.limits.recent = kImportanceRecent;
-                                    unit.budgets = {budget};
-                                    return expected(unit, 1);
-                                  });
     return {};
   }
 
@@ -81,28 +71,19 @@ class Calibrator {
     }
     solver.context = options_.context;
     solver.trials = options_.trials;
-    solver.expected = [this](const OperatingPoint& point) {
-      return expected(point, ranking_.kv_heads);
-    };
-    solver.measure = [this](Trial& trial) {
-      const std::string& name = trial.point.name;
-      return measure_once(
-          "trial " + name + of_routed(trial.point), name, [&] { return planner_of(trial.point); },
-          trial);
-    };
+    solver.parts = kParts;
+    solver.expected = [this](const OperatingPoint& point) { return expected(point); };
+    solver.measure_part = [this](Trial& trial) { return measure_trial(trial, false); };
+    solver.measure_rest = [this](Trial& trial) { return measure_trial(trial, true); };
     solver_ = std::make_unique<Solver>(std::move(solver));
     return {};
   }
 
   Status measure_dense() {
-    if (const ordered_json* stored = state_.find("dense")) {
-      result_.dense_perplexity = (*stored)["perplexity"];
-    } else {
-      POLAR_ASSIGN(const Evaluation dense, evaluate(device_, weights_, slices_.held_out, nullptr,
-                                                    evaluate_options("dense")));
-      result_.dense_perplexity = dense.dense_perplexity;
-      POLAR_RETURN_IF_ERROR(state_.put("dense", {{"perplexity", result_.dense_perplexity}}));
-    }
+    POLAR_ASSIGN(dense_part_, measure_windows("dense, part", "dense", nullptr, slices_.part));
+    POLAR_ASSIGN(dense_whole_, measure_windows("dense, rest", "dense", nullptr, slices_.rest));
+    dense_whole_.add(dense_part_);
+    result_.dense_perplexity = std::exp(dense_whole_.mean_loss());
     const std::vector<NeedleAnswers> answers = retrieval_->ask(nullptr);
     const NeedleResult dense = sum_up(answers);
     result_.dense_needles = dense.dense_correct;
@@ -130,8 +111,7 @@ class Calibrator {
     POLAR_RETURN_IF_ERROR(measure_together(point, trial, max_loss));
     if (best) {
       POLAR_ASSIGN(auto rows,
-                   solver_->compare(cost(max_loss), expected(best->point, ranking_.kv_heads),
-                                    options_.compare));
+                   solver_->compare(cost(max_loss), expected(best->point), options_.compare));
       result_.comparisons.push_back({point.name, std::move(rows)});
     }
     if (point.limits.routed > 0 || point.recall > 0) result_.profile.routers = routers_;
@@ -161,7 +141,9 @@ class Calibrator {
   }
 
   Calibration finish(const std::string& fingerprint) {
-    result_.trials = solver_->trials();
+    for (const Trial& trial : solver_->trials()) {
+      if (trial.whole) result_.trials.push_back(trial);
+    }
     result_.profile.fingerprint = fingerprint;
     result_.profile.page_score = options_.page_score;
     result_.profile.context_min = options_.prompt_tokens();
@@ -176,6 +158,26 @@ class Calibrator {
   }
 
  private:
+  /// What some windows of the held-out slice lose and read.
+  struct Measured {
+    double loss = 0, tokens = 0;  // nats, summed over tokens
+    double kv_bytes = 0, dense_kv_bytes = 0;
+
+    void add(const Measured& other) {
+      loss += other.loss;
+      tokens += other.tokens;
+      kv_bytes += other.kv_bytes;
+      dense_kv_bytes += other.dense_kv_bytes;
+    }
+    double mean_loss() const { return loss / tokens; }
+    double density() const { return dense_kv_bytes > 0 ? kv_bytes / dense_kv_bytes : 1.0; }
+    /// Perplexity ratio - 1.
+    double loss_beside(const Measured& dense) const {
+      return std::exp(mean_loss() - dense.mean_loss()) - 1;
+    }
+  };
+  using MakePlanner = std::function<Result<std::unique_ptr<model::Planner>>()>;
+
   bool wanted(const Shape& shape) const {
     const std::vector<std::string>& policies = options_.policies;
     return policies.empty() ||
@@ -199,38 +201,18 @@ class Calibrator {
     return evaluation;
   }
 
-  double expected(const OperatingPoint& point, int kv_heads) const {
+  double expected(const OperatingPoint& point) const {
     backend::KvView kv;
     kv.dtype = options_.kv_dtype;
     kv.head_dim = weights_.config.head_dim;
     kv.page_score = options_.page_score;
     return expected_density(point, options_.prompt_tokens(), options_.context,
-                            kv.bytes({0, 1}) / kv.bytes({1, 0}), kv_heads);
+                            kv.bytes({0, 1}) / kv.bytes({1, 0}), weights_.config.kv_heads);
   }
 
-  /// What units lose that are left out one by one: with a window and, where `pages`, with shares of
-  /// their pages.
-  Status leave_out(const std::string& kind, const std::vector<Passage>& passages,
-                   UnitLosses& losses, bool pages) {
-    Policy fallback;
-    fallback.recent = kImportanceRecent;
-    fallback.page_score = options_.page_score;
-    POLAR_ASSIGN(losses.window, importance(kind, passages, fallback));
-    if (!pages) return {};
-    fallback.fallback = Fallback::kPages;
-    fallback.recent = kPagesRecent;
-    for (const int level : page_levels(options_.context)) {
-      fallback.pages = level / 1000.0;
-      POLAR_ASSIGN(auto with_pages,
-                   importance(kind + ", pages " + std::to_string(level), passages, fallback));
-      losses.pages.push_back(std::move(with_pages));
-    }
-    return {};
-  }
-
+  /// What the model loses where units are left out one by one, mean over the passages.
   Result<std::vector<double>> importance(const std::string& kind,
-                                         const std::vector<Passage>& passages,
-                                         const Policy& fallback) {
+                                         const std::vector<Passage>& passages) {
     if (passages.empty()) return std::vector<double>();
     std::vector<double> sum(static_cast<size_t>(weights_.config.layers) * weights_.config.kv_heads,
                             0.0);
@@ -241,7 +223,7 @@ class Calibrator {
         kl = stored->get<std::vector<double>>();
       } else {
         ImportanceOptions importance;
-        importance.fallback = fallback;
+        importance.fallback.recent = kImportanceRecent;
         importance.kv_dtype = options_.kv_dtype;
         importance.progress = [&](int done, int units) {
           if (options_.progress) options_.progress("units left out, " + key, done, units);
@@ -265,8 +247,8 @@ class Calibrator {
     return found == neurons_.end() ? Neurons{} : found->second;
   }
 
-  /// The least recall that alone stays inside its share of the budget, by bisection: loss falls as
-  /// recall grows.
+  /// The least recall that alone stays inside its share of the budget on the part of the slice, by
+  /// bisection: loss falls as recall grows.
   Status choose_neurons(double max_loss) {
     if (routers_ == nullptr || !routers_->routes_neurons()) return {};
     OperatingPoint point = dense_point();
@@ -275,11 +257,14 @@ class Calibrator {
       const int middle = (low + high) / 2;
       point.recall = recalls[middle];
       const std::string name = "neurons" + of_recall(point);
-      CurvePoint measured;
-      POLAR_RETURN_IF_ERROR(measure_once(
-          "trial " + name, name, [&] { return planner_of(point); }, measured));
-      if (measured.loss <= max_loss * kNeuronShare && missing(measured.needles) <= 0) {
-        neurons_[max_loss] = {point.recall, std::max(0.0, measured.loss)};
+      const MakePlanner make = [&] { return planner_of(point); };
+      POLAR_ASSIGN(const Measured measured,
+                   measure_windows("trial " + name + ", part", name, make, slices_.part));
+      CurvePoint asked;
+      POLAR_RETURN_IF_ERROR(ask("trial " + name + ", answers", make, asked));
+      const double loss = measured.loss_beside(dense_part_);
+      if (loss <= max_loss * kNeuronShare && missing(asked.needles) <= 0) {
+        neurons_[max_loss] = {point.recall, std::max(0.0, loss)};
         high = middle - 1;
       } else {
         low = middle + 1;
@@ -334,6 +319,7 @@ class Calibrator {
 
   /// Answers gone, beyond the one in 40 prompts that may go.
   int missing(int needles) const {
+    if (!answers_) return 0;
     return result_.dense_needles - needles - result_.needle_count / 40;
   }
 
@@ -349,32 +335,85 @@ class Calibrator {
     return lost / weights;
   }
 
-  /// Loss, bytes and retrieval of a planner on the held-out slice, or what is stored of it. Trial
-  /// and CurvePoint have the same numbers.
-  template <typename Point, typename MakePlanner>
-  Status measure_once(const std::string& key, const std::string& stage, const MakePlanner& make,
-                      Point& point) {
+  /// A planner's (null: the dense) numbers on some windows, or what is stored of them.
+  Result<Measured> measure_windows(const std::string& key, const std::string& stage,
+                                   const MakePlanner& make, const Windows& windows) {
+    Measured measured;
+    if (windows.count == 0) return measured;
     if (const ordered_json* stored = state_.find(key)) {
-      point.loss = (*stored)["loss"];
-      point.effective_density = (*stored)["density"];
+      measured.loss = (*stored)["loss"];
+      measured.tokens = (*stored)["tokens"];
+      measured.kv_bytes = (*stored)["kv_bytes"];
+      measured.dense_kv_bytes = (*stored)["dense_kv_bytes"];
+      return measured;
+    }
+    std::unique_ptr<model::Planner> planner;
+    if (make != nullptr) {
+      POLAR_ASSIGN(planner, make());
+    }
+    EvaluateOptions evaluation = evaluate_options(stage);
+    // Known or not, it is not asked for here.
+    if (planner != nullptr) evaluation.known_dense_perplexity = 1;
+    POLAR_ASSIGN(const Evaluation made,
+                 evaluate(device_, weights_, windows, planner.get(), evaluation));
+    measured.tokens = static_cast<double>(made.tokens);
+    measured.loss = measured.tokens *
+                    std::log(planner != nullptr ? made.sparse_perplexity : made.dense_perplexity);
+    measured.kv_bytes = made.kv_bytes;
+    measured.dense_kv_bytes = made.dense_kv_bytes;
+    POLAR_RETURN_IF_ERROR(state_.put(key, {{"loss", measured.loss},
+                                           {"tokens", measured.tokens},
+                                           {"kv_bytes", measured.kv_bytes},
+                                           {"dense_kv_bytes", measured.dense_kv_bytes}}));
+    return measured;
+  }
+
+  /// Answers to the held-out retrieval prompts, or what is stored of them. Trial and CurvePoint
+  /// have the same numbers.
+  template <typename Point>
+  Status ask(const std::string& key, const MakePlanner& make, Point& point) {
+    if (const ordered_json* stored = state_.find(key)) {
       point.needles = (*stored)["needles"];
       point.answer_loss = (*stored)["answer_loss"];
       return {};
     }
-    POLAR_ASSIGN(auto planner, make());
-    EvaluateOptions evaluation = evaluate_options(stage);
-    evaluation.known_dense_perplexity = result_.dense_perplexity;
-    POLAR_ASSIGN(const Evaluation measured,
-                 evaluate(device_, weights_, slices_.held_out, planner.get(), evaluation));
-    point.loss = measured.ratio() - 1;
-    point.effective_density = measured.effective_density();
+    POLAR_ASSIGN(const auto planner, make());
     const std::vector<NeedleAnswers> answers = retrieval_->ask(planner.get());
     point.needles = sum_up(answers).sparse_correct;
     point.answer_loss = answers_ ? answer_loss(answers) : 0;
-    return state_.put(key, {{"loss", point.loss},
-                            {"density", point.effective_density},
-                            {"needles", point.needles},
-                            {"answer_loss", point.answer_loss}});
+    return state_.put(key, {{"needles", point.needles}, {"answer_loss", point.answer_loss}});
+  }
+
+  /// Loss, bytes and retrieval of a planner on the whole held-out slice.
+  Status measure_once(const std::string& key, const std::string& stage, const MakePlanner& make,
+                      CurvePoint& point) {
+    POLAR_ASSIGN(Measured whole, measure_windows(key + ", part", stage, make, slices_.part));
+    POLAR_ASSIGN(const Measured rest, measure_windows(key + ", rest", stage, make, slices_.rest));
+    whole.add(rest);
+    point.loss = whole.loss_beside(dense_whole_);
+    point.effective_density = whole.density();
+    return ask(key + ", answers", make, point);
+  }
+
+  /// A trial on the part of the held-out slice, then `rest`: on all of it. Where retrieval decides
+  /// nothing the prompts are not asked.
+  Status measure_trial(Trial& trial, bool rest) {
+    const std::string& name = trial.point.name;
+    const std::string key = "trial " + name + of_routed(trial.point);
+    const MakePlanner make = [&] { return planner_of(trial.point); };
+    POLAR_ASSIGN(Measured measured, measure_windows(key + ", part", name, make, slices_.part));
+    trial.part_loss = measured.loss_beside(dense_part_);
+    if (!rest) {
+      trial.loss = trial.part_loss;
+      trial.effective_density = measured.density();
+      trial.needles = result_.dense_needles;
+      return answers_ ? ask(key + ", answers", make, trial) : Status{};
+    }
+    POLAR_ASSIGN(const Measured others, measure_windows(key + ", rest", name, make, slices_.rest));
+    measured.add(others);
+    trial.loss = measured.loss_beside(dense_whole_);
+    trial.effective_density = measured.density();
+    return {};
   }
 
   /// The chosen point beside dense, row by row.
@@ -412,9 +451,8 @@ class Calibrator {
     return point_planner(device_, profile, 0);
   }
 
-  /// The fallback while units are ranked: a window that all shapes can afford. Beside chosen pages
-  /// fewer are needed.
-  static constexpr int kImportanceRecent = 8, kPagesRecent = 4;
+  /// The fallback while units are ranked: a window that all shapes can afford.
+  static constexpr int kImportanceRecent = 8;
   /// A point must do better on the held-out slice than the budget says, for texts that calibration
   /// never saw: SmolLM2's points lost 1.7 to 2.1 times as much there (docs/results.md).
   static constexpr double kSafety = 0.5;
@@ -433,6 +471,7 @@ class Calibrator {
   /// Whether the dense model gives away at least one answer's worth of probability: if not, the
   /// retrieval prompts decide nothing, and rank units by their places alone.
   bool answers_ = false;
+  Measured dense_part_, dense_whole_;
   Ranking ranking_;
   std::shared_ptr<const sparsity::Routers> routers_;  // of heads and of neurons; null: nothing
   std::map<double, Neurons> neurons_;                 // by max_loss
@@ -442,7 +481,7 @@ class Calibrator {
 
 ordered_json identity_of(const std::string& fingerprint, const CalibrateOptions& options,
                          size_t text_bytes) {
-  return {{"search", 4},  // what the keys and values of the state mean
+  return {{"search", 5},  // what the keys and values of the state mean
           {"model", fingerprint},
           {"text", options.text_name},
           {"text_bytes", text_bytes},

@@ -34,10 +34,12 @@ struct CalibrateOptions {
   int context = 2048;
   int prompt = -1;  // tokens of each window that are prefilled dense; -1: context / 4
   int prompt_tokens() const { return prompt >= 0 ? prompt : context / 4; }
-  int importance_windows = 2;  // windows on which units are left out, one by one
+  int importance_windows = 4;  // windows in whose last quarters units are left out, one by one
   int held_out_windows = 12;   // windows that decide
   int needles = 24;            // retrieval prompts: a third ranks the units, the others decide
-  int trials = 24;             // assignments measured at most, per operating point
+  /// Assignments measured at most, per operating point, on the whole held-out slice; those that
+  /// are measured on a part of it count that part.
+  int trials = 12;
   /// Which policies candidates may have (Shape::policy()); empty: all.
   std::vector<std::string> policies;
   /// Head routers. When given, routed and hybrid assignments are candidates too.

@@ -57,7 +57,7 @@ class Calibrate : public testing::Test {
     options_.importance_windows = 1;
     options_.held_out_windows = 3;
     options_.needles = 6;
-    options_.trials = 8;
+    options_.trials = 12;
     options_.kv_dtype = DType::kF32;
     options_.text_name = "text.txt";
   }
@@ -252,7 +252,7 @@ TEST_F(Calibrate, ARoutedPointComesWithItsRouters) {
   shape.knob = Shape::Knob::kRouted;
   shape.lower = backend::ReadKind::kWindow;
   shape.routed = 1;
-  profile.points.push_back(assign(shape, {{0, 1, 2, 3}, 2, {}, {}}, 4));
+  profile.points.push_back(assign(shape, {{0, 1, 2, 3}, 2, {}}, 4));
   profile.routers = random_routers(weights_->config);
   const model::ModelConfig& config = weights_->config;
   ASSERT_TRUE(sparsity::write_profile(folder("routed"), profile).ok());

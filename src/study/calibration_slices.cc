@@ -1,10 +1,18 @@
 #include "study/calibration_slices.h"
 
+#include <algorithm>
+
 namespace polar::study {
 
 namespace {
 
-constexpr int kScoredStride = 4;  // every fourth row says enough of a unit
+constexpr int kScoredStride = 2;  // every second row says enough of a unit
+
+/// Tokens of a window in front of the rows that units are left out for: a window's last quarter is
+/// where a unit that looks far has most to lose, and many windows are worth more than many rows.
+int importance_prompt(const CalibrateOptions& options) {
+  return std::max(options.prompt_tokens(), options.context - options.context / 4);
+}
 
 }  // namespace
 
@@ -21,17 +29,21 @@ Result<Slices> make_slices(const std::vector<std::string>& documents, const Enco
         "at least " + std::to_string(wanted));
   }
   Slices slices;
-  slices.held_out.context = options.context;
+  slices.held_out.context = slices.part.context = slices.rest.context = options.context;
+  const auto add = [](Windows& windows, std::span<const int32_t> tokens) {
+    windows.tokens.insert(windows.tokens.end(), tokens.begin(), tokens.end());
+    ++windows.count;
+  };
   for (int i = 0; i < wanted; ++i) {
     const int window = static_cast<int>(static_cast<int64_t>(i) * all.count / wanted);
     const auto tokens = all.at(window);
     const bool importance =
         i * options.importance_windows / wanted != (i + 1) * options.importance_windows / wanted;
     if (importance) {
-      slices.importance.push_back(make_passage(tokens, options.prompt_tokens(), kScoredStride));
+      slices.importance.push_back(make_passage(tokens, importance_prompt(options), kScoredStride));
     } else {
-      slices.held_out.tokens.insert(slices.held_out.tokens.end(), tokens.begin(), tokens.end());
-      ++slices.held_out.count;
+      add(slices.held_out.count % kParts == 0 ? slices.part : slices.rest, tokens);
+      add(slices.held_out, tokens);
     }
   }
   std::vector<int32_t> haystack;

@@ -5,10 +5,14 @@
 
 namespace polar::study {
 
+/// Assignments are compared on a part of the held-out windows, one in this many.
+inline constexpr int kParts = 4;
+
 /// Windows are dealt over the whole text, so that both kinds come from all over it.
 struct Slices {
   std::vector<Passage> importance;  // units are left out on these
   Windows held_out;
+  Windows part, rest;  // of held_out: every kParts-th window, from the first on, and the others
   std::vector<Needle> needles;           // that rank the units
   std::vector<Needle> held_out_needles;  // that decide
 };

@@ -56,16 +56,13 @@ std::vector<int> rank_units(const std::vector<double>& text_loss,
 
 std::vector<int> rank_by_share(const std::vector<double>& text_loss,
                                const std::vector<double>& retrieval_loss) {
-  std::vector<double> worth;
-  for (const std::vector<double>* losses : {&text_loss, &retrieval_loss})
-    add_share(worth, *losses, std::accumulate(losses->begin(), losses->end(), 0.0));
+  std::vector<double> worth(text_loss.size());
+  for (const std::vector<double>* losses : {&text_loss, &retrieval_loss}) {
+    const double whole = std::accumulate(losses->begin(), losses->end(), 0.0);
+    if (whole <= 0) continue;  // nothing was measured
+    for (size_t unit = 0; unit < losses->size(); ++unit) worth[unit] += (*losses)[unit] / whole;
+  }
   return descending(worth);
-}
-
-void add_share(std::vector<double>& sum, const std::vector<double>& losses, double whole) {
-  sum.resize(std::max(sum.size(), losses.size()));
-  if (whole <= 0) return;
-  for (size_t unit = 0; unit < losses.size(); ++unit) sum[unit] += losses[unit] / whole;
 }
 
 std::string Shape::name() const {
@@ -77,7 +74,6 @@ std::string Shape::name() const {
       name += " x " + std::to_string(percent(ratio) / 100) + "." +
               std::to_string(percent(ratio) % 100 / 10) + std::to_string(percent(ratio) % 10);
   }
-  if (knob == Knob::kRaises) name += " by unit";
   if (by_place) name += ", by place";
   if (routed > 0) name += ", routed " + std::to_string(routed);
   if (lower != ReadKind::kPages) name += std::string(", else ") + sparsity::kind_name(lower);
@@ -91,8 +87,7 @@ const char* Shape::policy() const {
 
 int knob_settings(const Shape& shape, const Ranking& ranking) {
   if (shape.knob == Shape::Knob::kPages) return kPagesSettings;
-  const bool raises = shape.knob == Shape::Knob::kRaises;
-  return static_cast<int>(raises ? ranking.raises.size() : ranking.units.size()) + 1;
+  return static_cast<int>(ranking.units.size()) + 1;
 }
 
 OperatingPoint assign(const Shape& shape, const Ranking& ranking, int setting) {
@@ -100,13 +95,6 @@ OperatingPoint assign(const Shape& shape, const Ranking& ranking, int setting) {
   OperatingPoint point;
   point.limits = {kSinkPages, shape.recent, shape.routed};
   point.budgets.resize(units);
-  if (shape.knob == Shape::Knob::kRaises) {
-    point.name = shape.name() + ", " + std::to_string(setting) + " steps";
-    for (UnitBudget& budget : point.budgets) budget.kind = ReadKind::kWindow;
-    for (int step = 0; step < setting; ++step)
-      point.budgets[ranking.raises[step].unit] = ranking.raises[step].budget;
-    return point;
-  }
   const bool by_pages = shape.knob == Shape::Knob::kPages;
   const long knob = by_pages ? setting + 1 : setting;
   const char* what = by_pages                           ? " per mille"
@@ -152,10 +140,10 @@ std::vector<Shape> first_shapes(int context, const Ranking& ranking, bool router
   const int kv_heads = ranking.kv_heads;
   const bool long_window = 32 * backend::kPageTokens * 2 <= context;
   std::vector<Shape> shapes = {
+      {Knob::kPages, 0, 0.25, 3},                          // a quarter
       {Knob::kPages, 0, 0.5, 2.4},                         // unequal halves
       {Knob::kPages, 0, 1, 1},                             // equal
       {Knob::kFull, 0, 0, 1, ReadKind::kWindow, 8},        // static
-      {Knob::kPages, 0, 0.25, 3},                          // a quarter
       {Knob::kPages, 0.1, 0.1, 1},                         // the best tenth in full
       {Knob::kPages, 0, 0.5, 1, ReadKind::kWindow, 8},     // pages above windows
       {Knob::kPages, 0.25, 0.6, 1, ReadKind::kWindow, 8},  // full, pages, windows
@@ -168,8 +156,6 @@ std::vector<Shape> first_shapes(int context, const Ranking& ranking, bool router
     tenth.by_place = true;
     shapes.insert(shapes.begin() + 1, tenth);
   }
-  if (!ranking.raises.empty())
-    shapes.insert(shapes.begin(), {Knob::kRaises, 0, 0, 1, ReadKind::kWindow, 8});
   if (32 * backend::kPageTokens <= context)
     shapes.push_back({Knob::kFull, 0, 0, 1, ReadKind::kWindow, 16});
   if (long_window) shapes.push_back({Knob::kFull, 0, 0, 1, ReadKind::kWindow, 32});

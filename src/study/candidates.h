@@ -20,19 +20,14 @@ std::vector<int> rank_units(const std::vector<double>& text_loss,
 std::vector<int> rank_by_share(const std::vector<double>& text_loss,
                                const std::vector<double>& retrieval_loss);
 
-/// sum[unit] += losses[unit] / whole; nothing where `whole` is (nothing was measured). Makes `sum`
-/// as long as `losses`.
-void add_share(std::vector<double>& sum, const std::vector<double>& losses, double whole);
-
 /// How units share what they read, by rank: classes from the best unit down, and one knob that says
 /// how much is read in all.
 struct Shape {
   /// What the knob moves.
   enum class Knob {
-    kPages,   // per mille of the pages that the lower units choose
-    kFull,    // units that are read in full
-    kRouted,  // units that a router may choose among
-    kRaises   // steps of Ranking::raises: each unit has a budget of its own
+    kPages,  // per mille of the pages that the lower units choose
+    kFull,   // units that are read in full
+    kRouted  // units that a router may choose among
   };
   Knob knob = Knob::kPages;
   /// kPages: this share of the units is read in full, then come the upper ones.
@@ -54,19 +49,10 @@ struct Shape {
   const char* policy() const;
 };
 
-/// A step from few bytes to many: one unit is given more.
-struct Raise {
-  int unit = 0;
-  backend::UnitBudget budget;
-};
-
 /// The units of a model for which assignments are made.
 struct Ranking {
   std::vector<int> units;  // the most valuable first
   int kv_heads = 1;
-  /// From windows alone to everything in full, the step that is worth most per byte first
-  /// (best_raises()). Empty: not measured.
-  std::vector<Raise> raises;
   /// The units by rank_units(), for shapes with by_place. Empty: there are none.
   std::vector<int> by_place;
 };

@@ -39,10 +39,9 @@ sparsity::HeadRouter fit_head_router(const std::vector<float>& x,
                                      int epochs, uint64_t seed) {
   const auto rows = static_cast<int>(x.size() / hidden);
   const Eigen::Map<const RowMajor> inputs(x.data(), rows, hidden);
-  // Inputs of equal scale: one rate then suits all of them. Folded into the weights at the end.
-  const Eigen::RowVectorXf mean = inputs.colwise().mean();
-  const Eigen::RowVectorXf scale =
-      ((inputs.rowwise() - mean).array().square().colwise().mean() + 1e-8f).rsqrt();
+  // Inputs as they are, at a low rate: the channels that vary most decide. Scaled alike, they would
+  // teach routers more of the states that they train on, and less of those of their own sparse run.
+  constexpr float kRate = 1e-4f;
   RowMajor weight = RowMajor::Zero(heads, hidden), bias = RowMajor::Zero(1, heads);
   Adam weight_state, bias_state;
   std::vector<int> order(rows);
@@ -53,11 +52,11 @@ sparsity::HeadRouter fit_head_router(const std::vector<float>& x,
   for (int epoch = 0; epoch < epochs; ++epoch) {
     for (int i = rows - 1; i > 0; --i) std::swap(order[i], order[random() % (i + 1)]);
     const float done = static_cast<float>(epoch) / static_cast<float>(epochs);
-    const float rate = 2e-3f * 0.5f * (1 + std::cos(3.14159265f * done));
+    const float rate = kRate * 0.5f * (1 + std::cos(3.14159265f * done));
     for (int step = 0; step < steps; ++step) {
       for (int i = 0; i < batch; ++i) {
         const int row = order[step * batch + i];
-        some.row(i) = (inputs.row(row) - mean).cwiseProduct(scale);
+        some.row(i) = inputs.row(row);
         for (int h = 0; h < heads; ++h)
           error(i, h) = -static_cast<float>(positive[static_cast<size_t>(row) * heads + h]);
       }
@@ -69,8 +68,6 @@ sparsity::HeadRouter fit_head_router(const std::vector<float>& x,
     }
   }
   sparsity::HeadRouter router;
-  weight = weight.array().rowwise() * scale.array();
-  bias -= mean * weight.transpose();
   router.weight.assign(weight.data(), weight.data() + weight.size());
   router.bias.assign(bias.data(), bias.data() + bias.size());
   return router;

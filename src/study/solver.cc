@@ -13,6 +13,14 @@ constexpr double kSlope = 3;
 /// begins with, which others will beat; of those that win an election; of the last winner.
 constexpr double kAtFirst = 0.06, kElected = 0.02, kAtLast = 0.006;
 constexpr int kTurns = 6;
+/// The whole slice is taken to lose at most this many times what a part of it does, or as many
+/// times less.
+constexpr double kMostScale = 2.5;
+/// A shape stands for election where its costs so far promise no more than this many times the
+/// bound at the bytes of the best: in the first round of a search, later.
+constexpr double kFarBehind = 3, kClose = 1.3;
+/// Where a search begins that knows nothing.
+constexpr double kFirstBytes = 0.4;
 /// Beyond its trials a knob is turned to this many times the bytes at most.
 constexpr double kFar = 1.6;
 
@@ -37,36 +45,72 @@ int Solver::setting_at(const Shape& shape, double bytes) const {
 }
 
 /// Nothing: no measurement is left.
-Result<std::optional<Solver::Seen>> Solver::measure_setting(const Shape& shape, int setting) {
+Result<std::optional<Solver::Seen>> Solver::measure_setting(const Shape& shape, int setting,
+                                                            Slice slice) {
   Trial trial;
   trial.family = shape.name();
   trial.policy = shape.policy();
   trial.point = assign(shape, options_.ranking, setting);
-  for (size_t i = 0; i < trials_.size(); ++i) {
-    if (trials_[i].point.name == trial.point.name)
-      return std::optional<Seen>({expected_[i], cost_(trials_[i])});
+  size_t at = 0;
+  while (at < trials_.size() && trials_[at].point.name != trial.point.name) ++at;
+  const bool known = at < trials_.size();
+  const bool rest = slice == Slice::kWhole && !(known && trials_[at].whole);
+  const int costs = (known ? 0 : 1) + (rest ? options_.parts - 1 : 0);
+  if (left_ < costs) return std::optional<Seen>();
+  left_ -= costs;
+  if (!known) {
+    POLAR_RETURN_IF_ERROR(options_.measure_part(trial));
+    trials_.push_back(trial);
+    expected_.push_back(options_.expected(trial.point));
+    settings_.push_back(setting);
   }
-  if (left_ == 0) return std::optional<Seen>();
-  --left_;
-  POLAR_RETURN_IF_ERROR(options_.measure(trial));
-  trials_.push_back(trial);
-  expected_.push_back(options_.expected(trial.point));
-  settings_.push_back(setting);
-  return std::optional<Seen>({expected_.back(), cost_(trial)});
+  if (rest) {
+    POLAR_RETURN_IF_ERROR(options_.measure_rest(trials_[at]));
+    trials_[at].whole = true;
+  }
+  return std::optional<Seen>({expected_[at], cost_of(at)});
 }
 
 /// Nothing: the shape cannot read so little, or no measurement is left.
-Result<std::optional<Solver::Seen>> Solver::measure_at(const Shape& shape, double bytes) {
+Result<std::optional<Solver::Seen>> Solver::measure_at(const Shape& shape, double bytes,
+                                                       Slice slice) {
   const int setting = setting_at(shape, bytes);
   if (setting < 0) return std::optional<Seen>();
-  return measure_setting(shape, setting);
+  return measure_setting(shape, setting, slice);
 }
 
-/// A shape's trials by bytes.
+/// The cost of a whole trial; of one that is not, what it would be if the whole slice had lost as
+/// many times its part as it did of the nearest whole trial: of the same family if there is one.
+double Solver::cost_of(size_t trial) const {
+  const Trial& seen = trials_[trial];
+  if (seen.whole) return cost_(seen);
+  const Trial* nearest = nullptr;
+  double distance = 0;
+  for (size_t i = 0; i < trials_.size(); ++i) {
+    if (!trials_[i].whole || trials_[i].loss <= 0 || trials_[i].part_loss <= 0) continue;
+    const double far = std::abs(std::log(expected_[i] / expected_[trial])) +
+                       (trials_[i].family == seen.family ? 0 : 10);
+    if (nearest != nullptr && far >= distance) continue;
+    nearest = &trials_[i];
+    distance = far;
+  }
+  if (nearest == nullptr) return cost_(seen);
+  Trial estimate = seen;
+  // A part that lost next to nothing says nothing.
+  estimate.loss *= std::clamp(nearest->loss / nearest->part_loss, 1 / kMostScale, kMostScale);
+  return cost_(estimate);
+}
+
+/// A shape's trials by bytes; once two of them are whole, these alone.
 std::vector<Solver::Seen> Solver::seen_of(const Shape& shape) const {
+  const std::string name = shape.name();
+  const auto whole = std::count_if(trials_.begin(), trials_.end(), [&](const Trial& trial) {
+    return trial.whole && trial.family == name;
+  });
   std::vector<Seen> seen;
   for (size_t i = 0; i < trials_.size(); ++i) {
-    if (trials_[i].family == shape.name()) seen.push_back({expected_[i], cost_(trials_[i])});
+    if (trials_[i].family == name && (trials_[i].whole || whole < 2))
+      seen.push_back({expected_[i], cost_of(i)});
   }
   std::stable_sort(seen.begin(), seen.end(),
                    [](const Seen& a, const Seen& b) { return a.bytes < b.bytes; });
@@ -101,13 +145,14 @@ std::optional<double> Solver::crossing(const Shape& shape) const {
 }
 
 /// Between which settings a shape meets the bound: the dearest one that is outside (-1: none was
-/// tried), the cheapest one inside (knob_settings(): none).
-Solver::Bracket Solver::bracket_of(const Shape& shape) const {
+/// tried), the cheapest one inside (knob_settings(): none). Slice::kWhole: whole trials alone say.
+Solver::Bracket Solver::bracket_of(const Shape& shape, Slice slice) const {
   Bracket bracket{-1, knob_settings(shape, options_.ranking), 0, 2};
   const std::string name = shape.name();
   for (const bool inside : {true, false}) {
     for (size_t i = 0; i < trials_.size(); ++i) {
-      if (trials_[i].family != name || (cost_(trials_[i]) <= 1) != inside) continue;
+      if (trials_[i].family != name || (cost_of(i) <= 1) != inside) continue;
+      if (slice == Slice::kWhole && !trials_[i].whole) continue;
       if (inside && settings_[i] < bracket.inside) {
         bracket.inside = settings_[i];
         bracket.to = expected_[i];
@@ -122,10 +167,10 @@ Solver::Bracket Solver::bracket_of(const Shape& shape) const {
 
 /// Measures a shape at ever better guesses of where it meets the bound, the first of them at
 /// `first` bytes, until the bytes around it are `close`.
-Status Solver::turn_knob(const Shape& shape, double first, double close) {
+Status Solver::turn_knob(const Shape& shape, double first, double close, Slice slice) {
   double next = first, width = 2;
   for (int turn = 0; turn < kTurns; ++turn) {
-    const Bracket bracket = bracket_of(shape);
+    const Bracket bracket = bracket_of(shape, slice);
     const double now = bracket.to - bracket.from;
     if (bracket.inside - bracket.outside <= 1 || now < close) return {};
     if (bracket.from > 0.9) return {};  // as dear as dense
@@ -136,7 +181,7 @@ Status Solver::turn_knob(const Shape& shape, double first, double close) {
     // Where the knob is coarse a guess may be what is known already.
     const int setting = std::clamp(setting_at(shape, std::min(next, 0.97)), bracket.outside + 1,
                                    bracket.inside - 1);
-    POLAR_ASSIGN(const auto seen, measure_setting(shape, setting));
+    POLAR_ASSIGN(const auto seen, measure_setting(shape, setting, slice));
     if (!seen) return {};
     next = *crossing(shape);
   }
@@ -145,94 +190,70 @@ Status Solver::turn_knob(const Shape& shape, double first, double close) {
 
 /// A shape's cost at some bytes: measured there, or infinite where it cannot be.
 Result<double> Solver::cost_at(const Shape& shape, double bytes) {
-  POLAR_ASSIGN(const auto seen, measure_at(shape, bytes));
+  POLAR_ASSIGN(const auto seen, measure_at(shape, bytes, Slice::kPart));
   if (!seen) return 1e30;
   // A coarse knob may read much less than allowed: seen as if its cost fell as costs do.
   return seen->cost * std::pow(seen->bytes / bytes, kSlope);
 }
 
-const Trial* Solver::best_inside() const {
-  const Trial* best = nullptr;
-  for (const Trial& trial : trials_) {
-    if (cost_(trial) > 1 || trial.effective_density > 1) continue;
-    if (best == nullptr || trial.effective_density < best->effective_density) best = &trial;
+/// The whole trial that is inside with the fewest bytes.
+std::optional<size_t> Solver::best_inside() const {
+  std::optional<size_t> best;
+  for (size_t i = 0; i < trials_.size(); ++i) {
+    if (!trials_[i].whole || cost_of(i) > 1 || trials_[i].effective_density > 1) continue;
+    if (!best || expected_[i] < expected_[*best]) best = i;
   }
   return best;
 }
 
-Result<std::optional<Trial>> Solver::solve(const Cost& cost) {
-  cost_ = cost;
-  left_ = options_.trials;
+/// Rounds of elections on the part: the best against all others, at the bytes where it meets the
+/// bound; then the new best, with the shapes that differ from it by a little.
+Status Solver::elect(Shape best) {
   std::vector<Shape>& shapes = options_.shapes;
-  // The first shape, or after another bound the one that promises most.
-  Shape best = shapes.front();
-  double first = 0.35;
-  for (const Shape& shape : shapes) {
-    const auto at = crossing(shape);
-    if (at && (!crossing(best) || *at < *crossing(best))) best = shape;
-  }
-  if (const auto at = crossing(best)) first = *at;
-  POLAR_RETURN_IF_ERROR(turn_knob(best, first, kAtFirst));
-  const auto bytes_now = [&] {
-    const Trial* inside = best_inside();
-    return inside != nullptr ? options_.expected(inside->point) : 0.9;
-  };
-  // Rounds: the others at the bytes of the best; then, from the new best, those that were close;
-  // then what differs from it by a little.
-  std::vector<Shape> rivals;
-  for (const Shape& shape : shapes) {
-    if (shape.name() != best.name()) rivals.push_back(shape);
-  }
-  // Some measurements are kept for the last turns of the winner's knob.
-  const int kept = std::min(left_, options_.trials / 3);
-  left_ -= kept;
   constexpr int kRounds = 5;
-  constexpr double kClose[kRounds] = {1e30, 1.3, 1.3, 1.3, 1.15};
-  for (int round = 0; round < kRounds && left_ > 0 && !rivals.empty(); ++round) {
-    const double bytes = bytes_now();
+  for (int round = 0; round < kRounds && left_ > 0; ++round) {
+    const double bytes = std::min(crossing(best).value_or(0.9), 0.9);
     struct Rival {
       Shape shape;
       double cost;
     };
-    std::vector<Rival> measured;
+    std::optional<Rival> winner;
     POLAR_ASSIGN(const double own, cost_at(best, bytes));
-    for (const Shape& shape : rivals) {
+    for (const Shape& shape : shapes) {
+      if (shape.name() == best.name()) continue;
       // What its trials promise at these bytes; a shape that lost by far is not asked again.
       const auto at = crossing(shape);
-      if (at && std::pow(*at / bytes, kSlope) > 2 * kClose[round]) continue;
+      if (at && std::pow(*at / bytes, kSlope) > (round == 0 ? kFarBehind : kClose)) continue;
       POLAR_ASSIGN(const double rival, cost_at(shape, bytes));
-      measured.push_back({shape, rival});
+      if (rival < own && (!winner || rival < winner->cost)) winner = Rival{shape, rival};
     }
-    std::stable_sort(measured.begin(), measured.end(),
-                     [](const Rival& a, const Rival& b) { return a.cost < b.cost; });
-    if (!measured.empty() && measured[0].cost < own) {
-      std::vector<Shape> close = {best};
-      best = measured[0].shape;
-      for (size_t i = 1; i < measured.size() && i < 3; ++i) {
-        if (measured[i].cost < 1.3 * measured[0].cost) close.push_back(measured[i].shape);
-      }
-      const auto at = crossing(best);
-      POLAR_RETURN_IF_ERROR(turn_knob(best, at ? *at : bytes, kElected));
-      rivals = std::move(close);
-    } else {
-      rivals.clear();
+    if (winner) {
+      best = winner->shape;
+      POLAR_RETURN_IF_ERROR(
+          turn_knob(best, crossing(best).value_or(bytes), kElected, Slice::kPart));
     }
-    // Its neighbours stand for election in every later round.
+    bool more = winner.has_value();
     for (const Shape& near : neighbours(best, options_.context, options_.ranking.kv_heads)) {
       const auto same = [&](const Shape& shape) { return shape.name() == near.name(); };
       if (std::any_of(shapes.begin(), shapes.end(), same)) continue;
       shapes.push_back(near);
-      rivals.push_back(near);
+      more = true;
     }
+    if (!more) break;
   }
-  // The knobs of those that promise the fewest bytes, whether they have won an election or not.
-  left_ += kept;
+  return {};
+}
+
+/// Turns, on the whole slice, the knobs of the shapes that promise fewer bytes than the best whole
+/// trial, the one that promises the fewest first.
+Status Solver::settle() {
   for (const double close : {kElected, kAtLast}) {
     std::vector<std::string> turned;
     while (left_ > 0) {
+      const auto inside = best_inside();
+      double fewest = inside ? expected_[*inside] : 0.97;
       const Shape* next = nullptr;
-      double fewest = bytes_now();
-      for (const Shape& shape : shapes) {
+      for (const Shape& shape : options_.shapes) {
         const auto at = crossing(shape);
         if (!at || *at >= fewest) continue;
         if (std::find(turned.begin(), turned.end(), shape.name()) != turned.end()) continue;
@@ -241,16 +262,39 @@ Result<std::optional<Trial>> Solver::solve(const Cost& cost) {
       }
       if (next == nullptr) break;
       turned.push_back(next->name());
-      POLAR_RETURN_IF_ERROR(turn_knob(*next, fewest, close));
+      POLAR_RETURN_IF_ERROR(turn_knob(*next, fewest, close, Slice::kWhole));
     }
   }
+  return {};
+}
+
+Result<std::optional<Trial>> Solver::solve(const Cost& cost) {
+  cost_ = cost;
+  // A part of the measurements is spent on parts of the slice, the others on all of it.
+  const int all = options_.trials * options_.parts;
+  left_ = all * 3 / 5;
+  const int kept = all - left_;
+  // The first shape, or after another bound the one that promises most.
+  Shape best = options_.shapes.front();
+  for (const Shape& shape : options_.shapes) {
+    const auto at = crossing(shape);
+    if (at && (!crossing(best) || *at < *crossing(best))) best = shape;
+  }
+  const double first = crossing(best).value_or(kFirstBytes);
+  POLAR_RETURN_IF_ERROR(turn_knob(best, first, kAtFirst, Slice::kPart));
+  // One whole trial near the bound tells what a part says of the whole.
+  POLAR_ASSIGN(const auto whole, measure_at(best, crossing(best).value_or(first), Slice::kWhole));
+  (void)whole;
+  POLAR_RETURN_IF_ERROR(elect(best));
+  left_ += kept;
+  POLAR_RETURN_IF_ERROR(settle());
   return best_of(cost);
 }
 
 std::optional<Trial> Solver::best_of(const Cost& cost) {
   cost_ = cost;
-  const Trial* inside = best_inside();
-  return inside != nullptr ? std::optional<Trial>(*inside) : std::nullopt;
+  const auto inside = best_inside();
+  return inside ? std::optional<Trial>(trials_[*inside]) : std::nullopt;
 }
 
 Result<std::vector<Trial>> Solver::compare(const Cost& cost, double bytes, bool measure) {
@@ -266,12 +310,13 @@ Result<std::vector<Trial>> Solver::compare(const Cost& cost, double bytes, bool 
         best = &shape;
     }
     if (best == nullptr) continue;
-    left_ = measure ? 1 : 0;
-    POLAR_ASSIGN(const auto seen, measure_at(*best, bytes * 1.005));
+    left_ = measure ? options_.parts : 0;
+    POLAR_ASSIGN(const auto seen, measure_at(*best, bytes * 1.005, Slice::kWhole));
     if (measure && !seen) continue;
     const Trial* least = nullptr;
     for (size_t i = 0; i < trials_.size(); ++i) {
       if (trials_[i].policy != policy || expected_[i] > bytes * 1.005) continue;
+      if (!trials_[i].whole) continue;
       if (expected_[i] < bytes * 0.9 && trials_[i].family != best->name()) continue;
       if (least == nullptr || cost_(trials_[i]) < cost_(*least)) least = &trials_[i];
     }

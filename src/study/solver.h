@@ -1,6 +1,7 @@
 #pragma once
 // Which assignment reads the fewest bytes within a bound, found with few measurements: shapes are
-// compared at equal bytes, and the knob of the best is turned until its cost meets the bound.
+// compared at equal bytes on a part of the held-out slice, and the knobs of the best are turned on
+// all of it until their costs meet the bound.
 
 #include <functional>
 #include <optional>
@@ -17,7 +18,9 @@ struct Trial {
   std::string family;  // the shape's name
   std::string policy;  // Shape::policy()
   sparsity::OperatingPoint point;
-  double loss = 0;               // perplexity ratio - 1
+  double part_loss = 0;  // perplexity ratio - 1 on a part of the slice, the same for all trials
+  double loss = 0;       // on all of it; of a trial that is not whole, part_loss
+  bool whole = false;    // measured on all of it
   double effective_density = 1;  // KV bytes read / dense, page indices included
   int needles = 0;               // retrieval prompts that it answers
   double answer_loss = 0;        // log-probability that answers lose, nats (Calibration)
@@ -27,11 +30,15 @@ struct SolverOptions {
   Ranking ranking;
   std::vector<Shape> shapes;  // the first is where the first search begins
   int context = 0;
-  int trials = 24;  // measurements at most, per bound
+  int trials = 12;  // measurements of the whole slice at most, per bound; a part counts its share
   /// What a point will read, without a measurement.
   std::function<double(const sparsity::OperatingPoint&)> expected;
-  /// Measures a point: fills all but family, policy and point.
-  std::function<Status(Trial&)> measure;
+  /// Measures a point on a part of the slice: fills all but family, policy, point and whole.
+  std::function<Status(Trial&)> measure_part;
+  /// Measures the rest of the slice too: loss and effective_density are then those of all of it.
+  std::function<Status(Trial&)> measure_rest;
+  /// Parts in the whole slice.
+  int parts = 4;
 };
 
 /// Keeps what was measured, so that a second bound begins where the first one ended.
@@ -42,7 +49,7 @@ class Solver {
   /// A bound: how much of what it allows a trial uses up. At most 1: inside. Falls as bytes grow.
   using Cost = std::function<double(const Trial&)>;
 
-  /// The trial with the fewest bytes among all that are inside, after a search of at most
+  /// The whole trial with the fewest bytes among all that are inside, after a search of at most
   /// `SolverOptions::trials` new measurements. Nothing: none is inside. Deterministic: the same
   /// measurements lead to the same search.
   Result<std::optional<Trial>> solve(const Cost& cost);
@@ -50,8 +57,9 @@ class Solver {
   /// The same among what is measured already: the search for another bound may have found better.
   std::optional<Trial> best_of(const Cost& cost);
 
-  /// The best trial of each policy that reads no more than `bytes` (within a 200th) and no less
-  /// than nine tenths of that; where `measure`, the best shape of each is measured there first.
+  /// The best whole trial of each policy that reads no more than `bytes` (within a 200th) and no
+  /// less than nine tenths of that; where `measure`, the best shape of each is measured there
+  /// first.
   Result<std::vector<Trial>> compare(const Cost& cost, double bytes, bool measure);
 
   const std::vector<Trial>& trials() const { return trials_; }
@@ -63,27 +71,33 @@ class Solver {
     double cost = 0;
   };
 
+  /// How much of the slice a measurement looks at.
+  enum class Slice { kPart, kWhole };
+
   struct Bracket {
     int outside = 0, inside = 0;  // settings
     double from = 0, to = 0;      // their bytes
   };
 
   int setting_at(const Shape& shape, double bytes) const;
-  Result<std::optional<Seen>> measure_setting(const Shape& shape, int setting);
-  Result<std::optional<Seen>> measure_at(const Shape& shape, double bytes);
+  Result<std::optional<Seen>> measure_setting(const Shape& shape, int setting, Slice slice);
+  Result<std::optional<Seen>> measure_at(const Shape& shape, double bytes, Slice slice);
+  double cost_of(size_t trial) const;
   std::vector<Seen> seen_of(const Shape& shape) const;
-  Bracket bracket_of(const Shape& shape) const;
-  Status turn_knob(const Shape& shape, double first, double close);
+  Bracket bracket_of(const Shape& shape, Slice slice) const;
+  Status turn_knob(const Shape& shape, double first, double close, Slice slice);
   std::optional<double> crossing(const Shape& shape) const;
   Result<double> cost_at(const Shape& shape, double bytes);
-  const Trial* best_inside() const;
+  std::optional<size_t> best_inside() const;
+  Status elect(Shape best);
+  Status settle();
 
   SolverOptions options_;
   std::vector<Trial> trials_;
   std::vector<double> expected_;  // [trial] bytes
   std::vector<int> settings_;     // [trial] of its family's knob
   Cost cost_;
-  int left_ = 0;  // measurements
+  int left_ = 0;  // measurements, in parts
 };
 
 }  // namespace polar::study

@@ -6,8 +6,6 @@
 #include <cmath>
 #include <set>
 
-#include "study/unit_losses.h"
-
 namespace polar::study {
 namespace {
 
@@ -15,7 +13,7 @@ using backend::ReadKind;
 using backend::UnitBudget;
 
 constexpr int kLayers = 6, kHeads = 4, kUnits = kLayers * kHeads;
-constexpr int kPrompt = 512, kContext = 2048;
+constexpr int kPrompt = 512, kContext = 2048, kParts = 4;
 constexpr double kIndex = 1.0 / 16;
 
 double expected(const sparsity::OperatingPoint& point) {
@@ -29,8 +27,8 @@ struct Formula {
   double window = 0.7;        // of a unit's worth is lost with a window
   double routed = 0.5;        // of its fallback's loss is left of a routed unit
   double answers = 0;         // answer loss, per loss
-  std::vector<Raise> raises;
-  int measured = 0;
+  double part = 1;            // what a part of the slice loses over what all of it loses
+  int measured = 0;           // parts
   std::set<std::string> names;
 
   Formula() {
@@ -57,10 +55,14 @@ struct Formula {
     return 3;
   }
 
-  void measure(Trial& trial) {
-    ++measured;
-    EXPECT_TRUE(names.insert(trial.point.name).second) << "measured twice: " << trial.point.name;
+  void measure(Trial& trial, bool rest) {
+    measured += rest ? kParts - 1 : 1;
+    const std::string name = trial.point.name + (rest ? ", rest" : "");
+    EXPECT_TRUE(names.insert(name).second) << "measured twice: " << name;
+    EXPECT_TRUE(!rest || names.count(trial.point.name) == 1) << "no part of " << name;
     fill(trial);
+    trial.part_loss = part * trial.loss;
+    if (!rest) trial.loss = trial.part_loss;
   }
 
   void fill(Trial& trial) const {
@@ -71,37 +73,22 @@ struct Formula {
     trial.effective_density = expected(trial.point);
   }
 
-  Ranking ranking() const { return {rank_by_share(worth, {}), kHeads, raises, {}}; }
+  Ranking ranking() const { return {rank_by_share(worth, {}), kHeads, {}}; }
 
-  /// Steps unit by unit, from what each unit alone loses.
-  void measure_units() {
-    UnitLosses losses;
-    const std::vector<int> levels = page_levels(kContext);
-    losses.pages.resize(levels.size());
-    for (const double unit : worth) {
-      losses.window.push_back(unit * lost({ReadKind::kWindow}));
-      for (size_t i = 0; i < levels.size(); ++i) {
-        const auto share = static_cast<uint16_t>(levels[i]);
-        losses.pages[i].push_back(unit * lost({ReadKind::kPages, ReadKind::kWindow, share}));
-      }
-    }
-    raises = best_raises(losses, levels, [](const UnitBudget& budget) {
-      sparsity::OperatingPoint unit;
-      unit.limits.recent = 8;
-      unit.budgets = {budget};
-      return expected_density(unit, kPrompt, kContext, kIndex, 1);
-    });
-  }
-
-  Solver solver(bool routers, int trials = 24) {
+  Solver solver(bool routers, int trials = 12) {
     SolverOptions options;
     options.ranking = ranking();
     options.shapes = first_shapes(kContext, ranking(), routers);
     options.context = kContext;
     options.trials = trials;
     options.expected = expected;
-    options.measure = [this](Trial& trial) {
-      measure(trial);
+    options.parts = kParts;
+    options.measure_part = [this](Trial& trial) {
+      measure(trial, false);
+      return Status{};
+    };
+    options.measure_rest = [this](Trial& trial) {
+      measure(trial, true);
       return Status{};
     };
     return Solver(std::move(options));
@@ -145,23 +132,23 @@ TEST(Solver, FindsAboutTheFewestBytesWithFewMeasurements) {
       EXPECT_LE(best.loss, max_loss);
       EXPECT_LE(best.effective_density, formula.fewest(max_loss, false) + 0.02)
           << power << " " << max_loss << ": " << best.point.name;
-      EXPECT_LE(formula.measured - before, 24);
+      EXPECT_LE(formula.measured - before, 12 * kParts);
     }
   }
 }
 
-/// With what each unit alone loses, fewer bytes than any shape reads, in fewer measurements.
-TEST(Solver, StepsUnitByUnitBeatAllShapes) {
-  for (const double power : {1.5, 4.0, 8.0}) {
+/// Parts are compared with each other; only the whole slice says what is inside.
+TEST(Solver, APartThatLosesMoreOrLessThanTheWholeMisleadsNobody) {
+  for (const double part : {0.6, 1.6}) {
+    Formula formula;
+    formula.part = part;
+    Solver solver = formula.solver(false);
     for (const double max_loss : {0.01, 0.03, 0.1}) {
-      Formula formula;
-      formula.page_power = power;
-      const double shapes = formula.fewest(max_loss, false);
-      formula.measure_units();
-      Solver solver = formula.solver(false, 12);
       const Trial best = solved(solver, max_loss);
+      EXPECT_TRUE(best.whole);
       EXPECT_LE(best.loss, max_loss);
-      EXPECT_LT(best.effective_density, shapes + 0.005) << power << " " << max_loss;
+      EXPECT_LE(best.effective_density, formula.fewest(max_loss, false) + 0.02)
+          << part << " " << max_loss << ": " << best.point.name;
     }
   }
 }
@@ -175,7 +162,7 @@ TEST(Solver, ALooserBoundReusesWhatATighterOneMeasured) {
   EXPECT_LT(loose.effective_density, tight.effective_density);
   Solver fresh = alone.solver(false);
   EXPECT_LE(loose.effective_density, solved(fresh, 0.02).effective_density + 0.015);
-  EXPECT_LE(both.measured - first, 24);
+  EXPECT_LE(both.measured - first, 12 * kParts);
   // The tighter bound takes what the looser one's search found.
   const auto again = solver.best_of(at_most(0.01));
   ASSERT_TRUE(again.has_value());
@@ -226,7 +213,7 @@ TEST(Solver, SaysWhenNothingIsInside) {
   const auto best = solver.solve(at_most(0.01));
   ASSERT_TRUE(best.ok());
   EXPECT_FALSE(best->has_value());
-  EXPECT_LE(formula.measured, 10);
+  EXPECT_LE(formula.measured, 10 * kParts);
 }
 
 TEST(Solver, AMeasurementThatFailsIsTheResult) {
@@ -235,7 +222,7 @@ TEST(Solver, AMeasurementThatFailsIsTheResult) {
   options.shapes = first_shapes(kContext, Formula().ranking(), false);
   options.context = kContext;
   options.expected = expected;
-  options.measure = [](Trial&) -> Status { return bad_input("disk", "file", "full", "room"); };
+  options.measure_part = [](Trial&) -> Status { return bad_input("disk", "file", "full", "room"); };
   Solver solver(std::move(options));
   EXPECT_FALSE(solver.solve(at_most(0.01)).ok());
 }
