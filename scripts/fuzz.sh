@@ -6,7 +6,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 cmake --preset fuzz --log-level=WARNING
 stems=$(find src -name '*_fuzz.cc' -exec basename {} .cc \; | sort)
-cmake --build build-fuzz -j "$(nproc)" --target $(printf 'polar_%s ' $stems)
+cmake --build build-fuzz -j "${JOBS:-$(nproc)}" --target $(printf 'polar_%s ' $stems)
 cd build-fuzz
 for stem in $stems; do
   mkdir -p "found/$stem"
