@@ -116,8 +116,8 @@ Bytes preamble(uint64_t tensors, uint64_t entries) {
   return bytes.key("general.architecture", GgufType::kString).string("llama");
 }
 
-Bytes& tensor(Bytes& bytes, std::string_view name, std::vector<uint64_t> extents, uint32_t type,
-              uint64_t offset) {
+Bytes& tensor(Bytes& bytes, std::string_view name, const std::vector<uint64_t>& extents,
+              uint32_t type, uint64_t offset) {
   bytes.string(name).put(static_cast<uint32_t>(extents.size()));
   for (const uint64_t extent : extents) bytes.put(extent);
   return bytes.put(type).put(offset);
