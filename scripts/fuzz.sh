@@ -11,6 +11,6 @@ cd build-fuzz
 for stem in $stems; do
   mkdir -p "found/$stem"
   echo "== $stem"
-  "$(find . -name "polar_$stem" -type f)" -max_total_time="${POLAR_FUZZ_SECONDS:-60}" -timeout=60 -rss_limit_mb=4096 -verbosity=0 \
+  "$(find . -name "polar_$stem" -type f)" -max_total_time="${POLAR_FUZZ_SECONDS:-60}" -timeout=60 -rss_limit_mb=4096 -verbosity=0 -print_funcs=0 \
     "found/$stem" "../tests/corpus/$stem"
 done
