@@ -233,9 +233,10 @@ TEST(GgufTest, LyingMetadataIsASentence) {
   });
 }
 
-std::string one_tensor(std::vector<uint64_t> extents, uint32_t type, uint64_t offset, size_t size) {
+std::string one_tensor(const std::vector<uint64_t>& extents, uint32_t type, uint64_t offset,
+                       size_t size) {
   Bytes bytes = preamble(1, 0);
-  return with_data(tensor(bytes, "t", std::move(extents), type, offset), size);
+  return with_data(tensor(bytes, "t", extents, type, offset), size);
 }
 
 std::string two_tensors(std::string_view second, uint64_t first_at, uint64_t second_at) {
