@@ -1,7 +1,7 @@
 # Thin: each target names the script or the CMake call that does the work.
 JOBS ?= $(shell nproc)
 
-.PHONY: build demo test test-page soak bench format lint sanitize fuzz clean
+.PHONY: build demo test test-page soak bench format lint tidy sanitize fuzz clean
 
 build:  ## the product only: build/polar
 	@scripts/setup.sh build
@@ -29,6 +29,11 @@ bench:  ## the kernel benchmarks (docs/results.md says which number comes from w
 	@cmake --preset release --log-level=WARNING -DPOLAR_BENCHMARKS=ON
 	@cmake --build build -j $(JOBS)
 	@scripts/bench.sh
+
+tidy:  ## clang-tidy over every host source: some minutes on two cores
+	@scripts/setup.sh tidy
+	@cmake --preset release --log-level=WARNING -DPOLAR_TESTS=ON
+	@scripts/tidy.sh
 
 sanitize:  ## ASan and UBSan over the suite, TSan over the tests with threads
 	@scripts/setup.sh test

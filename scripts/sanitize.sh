@@ -3,7 +3,7 @@
 # ThreadSanitizer.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-jobs=$(nproc)
+jobs=${JOBS:-$(nproc)}
 export POLAR_SANITIZED=1  # memory in use says nothing here (what was freed is held back), and long tests take fewer cases
 cmake --preset asan --log-level=WARNING
 cmake --build build-asan -j "$jobs"

@@ -1,19 +1,21 @@
 #!/usr/bin/env bash
 # Installs what a step needs and is missing, from the distribution's packages (Debian 12, Ubuntu
 # 24.04). Silent when all is there.
-# usage: scripts/setup.sh build|demo|test|page|lint|fuzz
+# usage: scripts/setup.sh build|demo|test|page|lint|tidy|fuzz
 set -euo pipefail
 
 build="g++ cmake ninja-build libfmt-dev nlohmann-json3-dev libcli11-dev libpcre2-dev libutf8proc-dev
   libboost-dev libeigen3-dev libxxhash-dev"
+test="$build libgtest-dev libgmock-dev libbenchmark-dev librapidcheck-dev python3 python3-yaml"
 case "${1:-}" in
   build) packages="$build" ;;
   demo) packages="$build python3 python3-pip ca-certificates" ;;
-  test) packages="$build libgtest-dev libgmock-dev libbenchmark-dev librapidcheck-dev python3 python3-yaml" ;;
+  test) packages="$test" ;;
   page) packages="chromium python3 python3-venv" ;;
   lint) packages="clang-format-14" ;;
+  tidy) packages="$test clang-tidy-14" ;;
   fuzz) packages="$build clang" ;;
-  *) echo "usage: scripts/setup.sh build|demo|test|page|lint|fuzz" >&2; exit 2 ;;
+  *) echo "usage: scripts/setup.sh build|demo|test|page|lint|tidy|fuzz" >&2; exit 2 ;;
 esac
 
 # A machine without apt brings its own packages (scripts/vendor.sh); CMake says what it misses.

@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <chrono>
+#include <cmath>
 #include <condition_variable>
 #include <cstdio>
 #include <fstream>
@@ -150,7 +151,7 @@ class Progress {
     const double seconds = std::chrono::duration<double>(now - begin_).count();
     const double per_line =
         done > begin_done_ ? seconds / static_cast<double>(done - begin_done_) : 0;
-    const auto left = static_cast<int64_t>(per_line * static_cast<double>(lines_ - done) + 0.5);
+    const int64_t left = std::llround(per_line * static_cast<double>(lines_ - done));
     std::string text = fmt::format("{} of {} prompts, {} tokens, {:.1f} tokens/s", done, lines_,
                                    tokens, static_cast<double>(tokens) / std::max(seconds, 1e-9));
     if (!last && per_line > 0) text += fmt::format(", {}:{:02} left", left / 60, left % 60);

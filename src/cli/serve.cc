@@ -45,10 +45,11 @@ Result<int> serve(ServeFlags flags) {
   serve::Service service(flags.service);
   flags.http.on_drain = [&service] { service.drain(); };
   flags.http.on_drain_timeout = [&service] { service.cancel_all(); };
-  POLAR_ASSIGN(const std::unique_ptr<serve::HttpServer> server,
-               serve::HttpServer::listen(flags.http, [&service](auto request, auto responder) {
-                 service.handle(std::move(request), std::move(responder));
-               }));
+  POLAR_ASSIGN(
+      const std::unique_ptr<serve::HttpServer> server,
+      serve::HttpServer::listen(flags.http, [&service](const auto& request, const auto& responder) {
+        service.handle(request, responder);
+      }));
   service.attach(*server);
   std::thread thread([&server] {
     ::pthread_setname_np(::pthread_self(), "polar-http");  // so that its share can be told

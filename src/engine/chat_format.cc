@@ -95,7 +95,7 @@ Result<std::optional<ChatFormat>> ChatFormat::load(const model::ModelFile& file,
   POLAR_ASSIGN(Source source, file.is_gguf() ? source_in_gguf(*file.storage().gguf, tokenizer)
                                              : source_in_folder(file.path()));
   if (!source.text) return std::optional<ChatFormat>();
-  POLAR_ASSIGN(auto parsed, text::ChatTemplate::parse(std::move(*source.text), source.where));
+  POLAR_ASSIGN(auto parsed, text::ChatTemplate::parse(*source.text, source.where));
   return std::optional(
       ChatFormat(std::move(parsed),
                  source.globals.dump(-1, ' ', false, ordered_json::error_handler_t::replace)));

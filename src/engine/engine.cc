@@ -76,7 +76,7 @@ Result<std::unique_ptr<model::Planner>> make_planner(backend::Device& device,
     POLAR_ASSIGN(model::MlpCost measured, model::MlpCost::measure(device, weights));
     cost = std::make_shared<const model::MlpCost>(std::move(measured));
   }
-  POLAR_ASSIGN(auto planner, model::ProfilePlanner::create(device, *profile, std::move(cost)));
+  POLAR_ASSIGN(auto planner, model::ProfilePlanner::create(device, *profile, cost));
   return std::unique_ptr<model::Planner>(std::move(planner));
 }
 

@@ -217,7 +217,7 @@ TEST_F(EngineTest, CountsTheBytesThatDecodeStepsRead) {
   const auto engine = make_engine();
   const auto outcome = run_all(*engine, {request_of(random_tokens(20, 1), 30)})[0];
   // 29 decode rows at positions 20 to 48 over 2 layers and 2 KV heads.
-  double blocks = 0;
+  int blocks = 0;
   for (int position = 20; position < 49; ++position) blocks += 4 * (position / kPageTokens + 1);
   const double block = 2.0 * kPageTokens * 16 * sizeof(float);
   EXPECT_EQ(outcome.usage.kv_bytes_read, blocks * block);

@@ -12,7 +12,7 @@ namespace polar::engine {
 /// has none. `do_sample` false means greedy; true without a temperature means 1.
 Result<SamplingParams> generation_defaults(const model::ModelFile& file);
 
-/// The same from the file's content; `where` names it in errors.
-Result<SamplingParams> parse_generation_config(const std::string& json, const std::string& where);
+/// The same from the file's text; `where` names it in errors.
+Result<SamplingParams> parse_generation_config(const std::string& text, const std::string& where);
 
 }  // namespace polar::engine

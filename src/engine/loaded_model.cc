@@ -26,7 +26,7 @@ Result<std::unique_ptr<LoadedModel>> load_model(const std::string& path,
     POLAR_RETURN_IF_ERROR(model::prepare_neurons(*file, profile_directory, *profile));
   }
   POLAR_ASSIGN(auto weights, model::load_weights(*device, *file));
-  return std::unique_ptr<LoadedModel>(new LoadedModel{
+  return std::make_unique<LoadedModel>(LoadedModel{
       std::move(device), std::move(file), std::make_unique<model::Weights>(std::move(weights)),
       std::move(tokenizer), std::move(chat), defaults, std::move(profile)});
 }

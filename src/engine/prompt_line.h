@@ -27,7 +27,7 @@ struct PromptLine {
 /// Reads line `number` (from 1) of a file of prompts. `defaults` is what the model's makers want.
 /// The message of an Error begins with "line <number>: ". Keys that mean nothing here are left
 /// alone: they are the file's owner's. A line that says no id gets its number from 0.
-Result<PromptLine> parse_prompt_line(std::string_view line, int64_t number,
+Result<PromptLine> parse_prompt_line(std::string_view text, int64_t number,
                                      const SamplingParams& defaults);
 
 /// The id alone, as far as the line can be read: for the answer to a bad line.

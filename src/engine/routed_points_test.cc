@@ -222,10 +222,11 @@ TEST_F(RoutedPoints, ATrainedModelSaysTheSameWithSomeOfItsNeurons) {
   ASSERT_TRUE(tokenizer.ok());
   const std::vector<int32_t> all = tokenizer->encode(text, false);
   ASSERT_GT(all.size(), 8u * 400);
+  const bool few = std::getenv("POLAR_SANITIZED") != nullptr;
   std::vector<GenerationRequest> requests;
-  for (int i = 0; i < 8; ++i) {
+  for (int i = 0; i < (few ? 2 : 8); ++i) {
     const auto begin = all.begin() + i * 400;
-    requests.push_back(request_of({begin, begin + 64}, 48));
+    requests.push_back(request_of({begin, begin + 64}, few ? 6 : 48));
     requests.back().ignore_eos = true;
   }
   sparsity::Profile profile = neuron_profile({1, 8}, {config().ffn / 2, config().ffn * 3 / 4});

@@ -116,8 +116,8 @@ Bytes preamble(uint64_t tensors, uint64_t entries) {
   return bytes.key("general.architecture", GgufType::kString).string("llama");
 }
 
-Bytes& tensor(Bytes& bytes, std::string_view name, std::vector<uint64_t> extents, uint32_t type,
-              uint64_t offset) {
+Bytes& tensor(Bytes& bytes, std::string_view name, const std::vector<uint64_t>& extents,
+              uint32_t type, uint64_t offset) {
   bytes.string(name).put(static_cast<uint32_t>(extents.size()));
   for (const uint64_t extent : extents) bytes.put(extent);
   return bytes.put(type).put(offset);
@@ -233,9 +233,10 @@ TEST(GgufTest, LyingMetadataIsASentence) {
   });
 }
 
-std::string one_tensor(std::vector<uint64_t> extents, uint32_t type, uint64_t offset, size_t size) {
+std::string one_tensor(const std::vector<uint64_t>& extents, uint32_t type, uint64_t offset,
+                       size_t size) {
   Bytes bytes = preamble(1, 0);
-  return with_data(tensor(bytes, "t", std::move(extents), type, offset), size);
+  return with_data(tensor(bytes, "t", extents, type, offset), size);
 }
 
 std::string two_tensors(std::string_view second, uint64_t first_at, uint64_t second_at) {

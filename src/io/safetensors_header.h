@@ -27,6 +27,6 @@ struct SafetensorsHeader {
 
 /// Parses the JSON text. `file` stands for the file in messages. Nothing but the header's own form
 /// is checked here: sizes and offsets are the caller's.
-Result<SafetensorsHeader> parse_safetensors_header(std::string_view json, const std::string& file);
+Result<SafetensorsHeader> parse_safetensors_header(std::string_view text, const std::string& file);
 
 }  // namespace polar::io

@@ -62,7 +62,7 @@ class TempFolder {
 
   const std::string& path() const { return path_; }
   std::string write(const std::string& name, std::string_view bytes) const {
-    const std::string file = path_ + "/" + name;
+    std::string file = path_ + "/" + name;
     std::ofstream(file, std::ios::binary) << bytes;
     return file;
   }

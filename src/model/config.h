@@ -70,6 +70,6 @@ struct RopeTable {
   std::vector<float> inverse_frequency;
   float scale = 1.0f;
 };
-RopeTable rope_table(const RopeConfig& config);
+RopeTable rope_table(const RopeConfig& rope);
 
 }  // namespace polar::model

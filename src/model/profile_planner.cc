@@ -8,7 +8,7 @@ namespace polar::model {
 
 Result<std::unique_ptr<ProfilePlanner>> ProfilePlanner::create(
     backend::Device& device, const sparsity::Profile& profile,
-    std::shared_ptr<const MlpCost> cost) {
+    const std::shared_ptr<const MlpCost>& cost) {
   if (profile.page_score == backend::PageScore::kMass && !device.info().is_cpu) {
     return bad_input("profile", "page_score", backend::page_score_name(profile.page_score),
                      "mean or codes on " + device.info().name);
@@ -41,7 +41,7 @@ Result<std::unique_ptr<ProfilePlanner>> ProfilePlanner::create(
   std::vector<double> recalls;
   for (const auto& point : profile.points) recalls.push_back(point.recall);
   POLAR_ASSIGN(auto neurons,
-               RoutedNeurons::create(device, profile.routers, std::move(recalls), std::move(cost)));
+               RoutedNeurons::create(device, profile.routers, std::move(recalls), cost));
   planner->set_neurons(std::move(neurons));
   return planner;
 }

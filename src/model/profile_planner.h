@@ -15,7 +15,7 @@ class ProfilePlanner : public Planner {
   /// (prepare_neurons made them ready); `cost`: only where that pays.
   static Result<std::unique_ptr<ProfilePlanner>> create(
       backend::Device& device, const sparsity::Profile& profile,
-      std::shared_ptr<const MlpCost> cost = nullptr);
+      const std::shared_ptr<const MlpCost>& cost = nullptr);
   void plan(const LayerContext& context) override;
   bool selects_pages() const override;
   backend::PageScore page_score() const override { return page_score_; }

@@ -62,7 +62,7 @@ Status RoutedNeurons::prepare_layer(backend::Device& device, int index) {
 
 Result<std::unique_ptr<RoutedNeurons>> RoutedNeurons::create(
     backend::Device& device, std::shared_ptr<const sparsity::Routers> routers,
-    std::vector<double> recalls, std::shared_ptr<const MlpCost> cost) {
+    std::vector<double> recalls, const std::shared_ptr<const MlpCost>& cost) {
   POLAR_CHECK(!recalls.empty());
   std::unique_ptr<RoutedNeurons> planner(new RoutedNeurons);
   planner->layers_.resize(routers->mlps.size());

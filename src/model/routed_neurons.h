@@ -24,7 +24,7 @@ class RoutedNeurons : public NeuronPlanner {
   /// model's weights without these copies, no memory.
   static Result<std::unique_ptr<RoutedNeurons>> create(
       backend::Device& device, std::shared_ptr<const sparsity::Routers> routers,
-      std::vector<double> recalls, std::shared_ptr<const MlpCost> cost = nullptr);
+      std::vector<double> recalls, const std::shared_ptr<const MlpCost>& cost = nullptr);
 
   bool on_device() const override { return true; }
   int common_point(std::span<const int32_t> points) const override;
@@ -36,7 +36,7 @@ class RoutedNeurons : public NeuronPlanner {
   RoutedNeurons() = default;
   /// Queues the choice of the layer's best `count` neurons for x [rows][hidden] into `set_`;
   /// `scratch` [rows][ffn] is overwritten.
-  void route(backend::Device& device, int layer, const Tensor& x, const Tensor& scratch, int count);
+  void route(backend::Device& device, int index, const Tensor& x, const Tensor& scratch, int count);
   Status prepare_layer(backend::Device& device, int index);
   Status add_routing(backend::Device& device, MlpCost::Sample& sample);
 

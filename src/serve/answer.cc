@@ -142,7 +142,7 @@ void CompletionAnswer::take(Choice& choice, engine::Event event) {
 }
 
 std::string CompletionAnswer::token_text(int32_t token) const {
-  const std::string bytes = tokenizer_.token_bytes(token);
+  std::string bytes = tokenizer_.token_bytes(token);
   // A part of a character is no text: it is written as OpenAI writes it.
   if (dump(bytes).find("\xEF\xBF\xBD") == std::string::npos) return bytes;
   static constexpr char kHex[] = "0123456789abcdef";

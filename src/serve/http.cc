@@ -103,7 +103,7 @@ class Connection final : public std::enable_shared_from_this<Connection> {
   }
 
   // The answer to exchange number `exchange`; a responder that outlives it has no effect.
-  void send(uint64_t exchange, int status, std::string_view type, std::string body,
+  void send(uint64_t exchange, int status, std::string_view type, const std::string& body,
             std::string_view headers) {
     if (!open(exchange) || begun_) return;
     head(status, type, fmt::format("Content-Length: {}\r\n{}", body.size(), headers));
@@ -202,7 +202,7 @@ class Connection final : public std::enable_shared_from_this<Connection> {
     begun_ = ended_ = chunked_ = false;
     exchange_ = ++last_exchange_;
     watch();
-    server_.handler()(std::move(request), responder());
+    server_.handler()(request, responder());
   }
 
   std::shared_ptr<HttpResponder> responder();
@@ -305,8 +305,7 @@ class Responder final : public HttpResponder {
       : connection_(std::move(connection)), exchange_(exchange) {}
   void send(int status, std::string_view type, std::string body,
             std::string_view headers) override {
-    if (const auto open = connection_.lock())
-      open->send(exchange_, status, type, std::move(body), headers);
+    if (const auto open = connection_.lock()) open->send(exchange_, status, type, body, headers);
   }
   void begin(int status, std::string_view type) override {
     if (const auto open = connection_.lock()) open->begin(exchange_, status, type);

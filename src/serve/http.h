@@ -39,7 +39,7 @@ class HttpResponder {
   virtual void on_gone(std::function<void()> gone) = 0;
 };
 
-using HttpHandler = std::function<void(HttpRequest, std::shared_ptr<HttpResponder>)>;
+using HttpHandler = std::function<void(const HttpRequest&, const std::shared_ptr<HttpResponder>&)>;
 
 struct HttpOptions {
   std::string host = "127.0.0.1";

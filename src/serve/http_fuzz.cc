@@ -29,10 +29,10 @@ class FuzzedServer {
     http.port = 0;
     http.max_header = 2048;
     http.max_body = 4096;
-    auto server = HttpServer::listen(http, [this](auto request, auto responder) {
+    auto server = HttpServer::listen(http, [this](const auto& request, const auto& responder) {
       POLAR_CHECK(request.path.size() <= 2048 && request.body.size() <= 4096);
       if (request.refused == 0 && request.method == "POST") return stream(request, *responder);
-      service_.handle(std::move(request), std::move(responder));
+      service_.handle(request, responder);
     });
     POLAR_CHECK(server.ok());
     server_ = std::move(*server);

@@ -85,7 +85,7 @@ class ServeTest : public ::testing::Test {
     auto weights = model::dummy_weights(
         **device, model::small_config({0, 0}, tokenizer->vocab_size(), 4096), DType::kF32, 7);
     ASSERT_TRUE(weights.ok()) << weights.error().message;
-    model_.reset(new engine::LoadedModel{
+    model_ = std::make_unique<engine::LoadedModel>(engine::LoadedModel{
         std::move(*device), nullptr, std::make_unique<model::Weights>(std::move(*weights)),
         std::move(*tokenizer), std::nullopt, engine::SamplingParams{}, std::nullopt});
     make_engine();
@@ -114,8 +114,8 @@ class ServeTest : public ::testing::Test {
     http.max_header = 8 << 10;
     http.drain_seconds = 20;
     http.on_drain = [this] { service_->drain(); };
-    auto server = HttpServer::listen(http, [this](auto request, auto responder) {
-      service_->handle(std::move(request), std::move(responder));
+    auto server = HttpServer::listen(http, [this](const auto& request, const auto& responder) {
+      service_->handle(request, responder);
     });
     ASSERT_TRUE(server.ok()) << server.error().message;
     server_ = std::move(*server);

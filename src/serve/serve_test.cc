@@ -258,7 +258,7 @@ TEST_F(ServeTest, KeepsAConnection) {
   for (int i = 0; i < 3; ++i) {
     client.write("GET /version HTTP/1.1\r\nHost: a\r\n\r\n");
     std::string reply;
-    while (reply.find("}") == std::string::npos) {
+    while (reply.find('}') == std::string::npos) {
       const std::string piece = client.some();
       ASSERT_NE(piece, "");
       reply += piece;

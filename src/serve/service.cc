@@ -85,7 +85,7 @@ bool Service::authorized(const HttpRequest& request) const {
   return equal_in_constant_time(given, options_.api_key);
 }
 
-void Service::handle(HttpRequest request, std::shared_ptr<HttpResponder> responder) {
+void Service::handle(const HttpRequest& request, const Responder& responder) {
   if (request.refused != 0)
     return refuse(responder, {request.refused, request.refusal, "", "bad_request"});
   const bool is_get = request.method == "GET" || request.method == "HEAD";

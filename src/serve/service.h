@@ -33,7 +33,7 @@ class Service {
   void drain() { draining_ = true; }
   void cancel_all();
 
-  void handle(HttpRequest request, std::shared_ptr<HttpResponder> responder);
+  void handle(const HttpRequest& request, const std::shared_ptr<HttpResponder>& responder);
 
  private:
   using Responder = std::shared_ptr<HttpResponder>;
@@ -49,7 +49,7 @@ class Service {
   void detokenize(const std::string& body, const Responder& responder);
   ApiResult<std::vector<int32_t>> tokens_of(const CompletionRequest& request, const Prompt& prompt);
   ApiResult<std::string> render(const std::string& messages, const std::string& tools) const;
-  ApiResult<int> choose_point(const std::string& name, size_t prompt_tokens, int max_tokens) const;
+  ApiResult<int> choose_point(const std::string& asked, size_t prompt_tokens, int max_tokens) const;
   std::string point_name(int point) const;
   void news(const std::shared_ptr<CompletionAnswer>& answer);
   std::string models_json() const;

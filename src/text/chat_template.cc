@@ -32,7 +32,7 @@ struct ChatTemplate::Parsed {
   jinja::Block body;
 };
 
-Result<ChatTemplate> ChatTemplate::parse(std::string source, std::string where) {
+Result<ChatTemplate> ChatTemplate::parse(std::string_view source, std::string where) {
   if (source.size() > kMaxSource) {
     return bad_input(where, "chat template", std::to_string(source.size()) + " bytes",
                      "at most 4 MiB");

@@ -13,6 +13,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
 
 #include "core/error.h"
 
@@ -22,7 +23,7 @@ namespace polar::text {
 class ChatTemplate {
  public:
   /// `where` stands for the file in errors. What is not UTF-8 in `source` becomes U+FFFD.
-  static Result<ChatTemplate> parse(std::string source, std::string where);
+  static Result<ChatTemplate> parse(std::string_view source, std::string where);
 
   /// The prompt for `context`, an object with what the template may use: "messages", "tools",
   /// "add_generation_prompt", "bos_token", ... Keys keep their order only in an ordered_json, which

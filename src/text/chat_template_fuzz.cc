@@ -20,7 +20,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     POLAR_CHECK(message.find('\n') == std::string::npos);
   };
   const auto chat = polar::text::ChatTemplate::parse(
-      std::string(reinterpret_cast<const char*>(data), size), "fuzz");
+      std::string_view(reinterpret_cast<const char*>(data), size), "fuzz");
   if (!chat.ok()) {
     check(chat.error().message);
     return 0;

@@ -203,8 +203,8 @@ Value map(const Value& value, Arguments& arguments) {
     const Value* other = reader.find(1, "default");
     reader.finish();
     for (const Value& item : items_of(value)) {
-      Value found = attribute_of(item, name);
-      out.push_back(found.is_undefined() && other != nullptr ? *other : std::move(found));
+      const Value found = attribute_of(item, name);
+      out.push_back(found.is_undefined() && other != nullptr ? *other : found);
     }
   } else {
     const std::string name = arguments.positional[0].as_text("map");

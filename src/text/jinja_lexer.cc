@@ -202,13 +202,10 @@ class Lexer {
   size_t digits(size_t from, bool (*is)(char)) const {
     size_t at = from;
     while (at < rest().size()) {
-      if (is(rest()[at])) {
-        ++at;
-      } else if (rest()[at] == '_' && at > from && at + 1 < rest().size() && is(rest()[at + 1])) {
-        ++at;
-      } else {
-        break;
-      }
+      const bool joins =
+          rest()[at] == '_' && at > from && at + 1 < rest().size() && is(rest()[at + 1]);
+      if (!joins && !is(rest()[at])) break;
+      ++at;
     }
     return at;
   }

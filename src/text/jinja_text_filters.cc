@@ -252,7 +252,7 @@ Value truncate(const Value& value, Arguments& arguments) {
   if (wanted < tail || leeway < 0) fail("truncate to " + std::to_string(wanted));
   const auto size = value.length();
   if (size && static_cast<int64_t>(*size) - leeway <= wanted) return value;
-  const std::string text = value.as_text("truncate");
+  const std::string& text = value.as_text("truncate");
   std::string kept = code_points(text, 0, static_cast<size_t>(wanted - tail));
   if (!kill_words) {
     const size_t space = kept.rfind(' ');

@@ -39,7 +39,7 @@ class Tokenizer {
   /// models of the supported families do not use, are errors that name them.
   static Result<Tokenizer> from_json_file(const std::string& path);
   /// The same from the file's content; `where` stands for its name in errors.
-  static Result<Tokenizer> from_json(std::string_view json, const std::string& where);
+  static Result<Tokenizer> from_json(std::string_view text, const std::string& where);
   /// `where` stands for the GGUF file's name in errors.
   static Result<Tokenizer> from_gguf(const GgufVocab& vocab, const std::string& where);
 

@@ -17,7 +17,7 @@ std::string normalize(std::string_view text, NormalForm form);
 std::string lowercase(std::string_view text);
 
 /// White_Space of the Unicode character database.
-bool is_whitespace(char32_t value);
+bool is_whitespace(char32_t c);
 
 /// Rust's char::is_numeric: categories Nd, Nl and No.
 bool is_numeric(char32_t value);
