@@ -26,7 +26,7 @@ constexpr int kMostLayers = 4096;
 constexpr int kMostHeads = 4096;
 
 std::string budget_text(const UnitBudget& budget) {
-  const std::string pages = "pages:" + std::to_string(budget.pages_per_mille);
+  std::string pages = "pages:" + std::to_string(budget.pages_per_mille);
   if (budget.kind == ReadKind::kPages) return pages;
   if (budget.kind != ReadKind::kRouted) return kind_name(budget.kind);
   return "routed, else " +
@@ -145,7 +145,7 @@ Result<int> read_routed(const Reader& reader, const std::string& key, const orde
   const bool routes = std::any_of(point.budgets.begin(), point.budgets.end(),
                                   [](const auto& unit) { return unit.kind == ReadKind::kRouted; });
   if (!routes && !json.contains("routed")) return 0;
-  const auto routed = reader.whole(json, "routed", routes ? 1 : 0, kv_heads);
+  auto routed = reader.whole(json, "routed", routes ? 1 : 0, kv_heads);
   if (!routed.ok() && !json.contains("routed")) {
     return reader.wrong(key + ".routed", "nothing, though units are routed",
                         "a whole number from 1 to " + std::to_string(kv_heads));

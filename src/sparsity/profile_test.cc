@@ -43,7 +43,7 @@ class ProfileFile : public testing::Test {
     write(changed.replace(at, from.size(), to));
     const auto result = read_profile(folder());
     EXPECT_FALSE(result.ok());
-    const std::string message = result.ok() ? "" : result.error().message;
+    std::string message = result.ok() ? "" : result.error().message;
     EXPECT_THAT(message, HasSubstr("profile.json: "));
     EXPECT_EQ(message.find('\n'), std::string::npos);
     return message;

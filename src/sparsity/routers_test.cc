@@ -14,7 +14,6 @@
 namespace polar::sparsity {
 namespace {
 
-using testing::ElementsAre;
 using testing::HasSubstr;
 
 class RoutersFile : public testing::Test {
@@ -29,7 +28,7 @@ class RoutersFile : public testing::Test {
   std::string complaint(int hidden = 32, int kv_heads = 2, int ffn = 6) const {
     const auto read = read_routers(folder(), 3, hidden, kv_heads, ffn);
     EXPECT_FALSE(read.ok());
-    const std::string message = read.ok() ? "" : read.error().message;
+    std::string message = read.ok() ? "" : read.error().message;
     EXPECT_THAT(message, HasSubstr("routers.safetensors: "));
     EXPECT_EQ(message.find('\n'), std::string::npos);
     return message;

@@ -240,7 +240,8 @@ double expected_density(const OperatingPoint& point, int prompt, int context, do
                                   static_cast<uint16_t>(kind.second)},
                                  position);
     }
-    dense += static_cast<double>(point.budgets.size()) * (position / backend::kPageTokens + 1);
+    const int pages = position / backend::kPageTokens + 1;
+    dense += static_cast<double>(point.budgets.size()) * pages;
   }
   return read / dense;
 }

@@ -113,12 +113,12 @@ backend::UnitBudget fallback_budget(const Policy& policy) {
   return budget;
 }
 
-Result<std::unique_ptr<model::Planner>> point_planner(backend::Device& device,
-                                                      const sparsity::Profile& profile, int point,
-                                                      std::shared_ptr<const model::MlpCost> cost) {
+Result<std::unique_ptr<model::Planner>> point_planner(
+    backend::Device& device, const sparsity::Profile& profile, int point,
+    const std::shared_ptr<const model::MlpCost>& cost) {
   sparsity::Profile one = profile;
   one.points = {profile.points[point]};
-  POLAR_ASSIGN(auto planner, model::ProfilePlanner::create(device, one, std::move(cost)));
+  POLAR_ASSIGN(auto planner, model::ProfilePlanner::create(device, one, cost));
   return std::unique_ptr<model::Planner>(std::move(planner));
 }
 

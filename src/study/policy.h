@@ -63,7 +63,7 @@ Result<std::unique_ptr<model::Planner>> make_planner(const Policy& policy, backe
 /// one point at a time. `cost`: see model::ProfilePlanner.
 Result<std::unique_ptr<model::Planner>> point_planner(
     backend::Device& device, const sparsity::Profile& profile, int point,
-    std::shared_ptr<const model::MlpCost> cost = nullptr);
+    const std::shared_ptr<const model::MlpCost>& cost = nullptr);
 
 /// Who chooses neurons, or null when the policy names nobody. Errors: a model whose MLPs are not
 /// plain ReLU, no routers, a recall beyond those that they were measured for.

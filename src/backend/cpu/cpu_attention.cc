@@ -123,7 +123,7 @@ void CpuOps::attend_planned(const AttentionArgs& args) {
   };
 
   // A claim is a few items: the pages of the next one are fetched while one is computed.
-  const int64_t claim = std::clamp(items / (8 * pool_.threads()), 1, 4);
+  const int64_t claim = std::clamp(items / (2 * pool_.threads()), 1, 4);
   pool_.parallel_for(items, claim, [&](int64_t begin, int64_t end, int thread) {
     for (int64_t item = begin; item < end; ++item) {
       const int unit = unit_of(item);

@@ -1,5 +1,9 @@
 #include "backend/cpu/isa.h"
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 #include <cstdlib>
 #include <string>
 
@@ -9,8 +13,9 @@ std::vector<const Kernels*> runnable_kernels() {
   std::vector<const Kernels*> kernels = {&portable_kernels()};
 #if defined(__x86_64__)
   // These look at CPUID and at what the operating system saves (XGETBV).
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-      __builtin_cpu_supports("f16c")) {
+  unsigned a = 0, b = 0, c = 0, d = 0;  // clang 14 does not know "f16c"
+  const bool f16c = __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
+  if (f16c && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
     kernels.push_back(&avx2_kernels());
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
