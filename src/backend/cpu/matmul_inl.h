@@ -338,7 +338,7 @@ inline void accumulate_rows(const AccumulateArgs& a, const float* scale, const s
   int64_t o = 0;
   for (; o + V * kLanes <= a.outputs; o += V * kLanes) {
     for (int r = 0; next != nullptr && r < count; ++r)
-      __builtin_prefetch(next[r] + o * kValueBytes);
+      __builtin_prefetch(next[r] + o * kValueBytes, 0, 2);
     accumulate_tile<type, M, V>(a, scale, w, count, o, y);
   }
   for (; o + kLanes <= a.outputs; o += kLanes) {
