@@ -41,6 +41,8 @@ namespace POLAR_ISA {
 }
 
 #include "backend/cpu/simd.h"
+// Then whole numbers in as many lanes.
+#include "backend/cpu/simd_ints.h"
 // simd.h first: the others are written in its vectors.
 #include "backend/cpu/attention_inl.h"
 #include "backend/cpu/matmul_inl.h"
