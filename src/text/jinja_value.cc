@@ -64,7 +64,7 @@ std::string joined(const std::vector<Value>& items, int depth) {
 
 std::string repr_of(const Sequence& sequence, int depth) {
   if (sequence.kind == SequenceKind::kRange) return sequence.shown;
-  const std::string inside = joined(sequence.items, depth);
+  std::string inside = joined(sequence.items, depth);
   switch (sequence.kind) {
     case Sequence::Kind::kList:
       return "[" + inside + "]";
