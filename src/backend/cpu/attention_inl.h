@@ -81,11 +81,13 @@ inline void score_pages(const Query* queries, const PageSlice* pages, const std:
     store(scores + q * kStripTokens + p * kSlots + v * kLanes, mul(sum[p][q][v], broadcast(scale)));
 }
 
+/// Below every score: of what is hidden, and of a query that has seen nothing.
+inline constexpr float kHidden = -3.0e38f;
+
 /// Turns one query's scores of a strip into weights, in place, and brings what it has so far to the
 /// new maximum.
 inline void soften(Query& query, const PageSlice* pages, int page_count, int head_dim,
                    float* scores) {
-  constexpr float kHidden = -3.0e38f;
   int first[kStripPages], last[kStripPages];
   Vec top = broadcast(kHidden);
   for (int p = 0; p < page_count; ++p) {
@@ -270,7 +272,7 @@ inline void attend_strip(const AttendArgs& a, const PageSlice* pages, int count,
 template <DType type>
 inline void attend_typed(const AttendArgs& a) {
   for (int q = 0; q < a.query_count; ++q) {
-    a.queries[q].max = -3.0e38f;
+    a.queries[q].max = kHidden;
     a.queries[q].sum = 0.0f;
     __builtin_memset(a.queries[q].output, 0, (size_t)a.head_dim * sizeof(float));
   }

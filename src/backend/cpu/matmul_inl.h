@@ -154,17 +154,14 @@ inline int64_t stream_rows(const MatmulArgs& a, int64_t n) {
       }
       row += M;
     };
-    if (a.m >= kMost) tile.template operator()<kMost, true>();
-    while (a.m - row >= kMost) tile.template operator()<kMost, false>();
-    if constexpr (kMost > 4) {
-      if (a.m - row >= 4) tile.template operator()<4, true>();
-    }
-    if constexpr (kMost > 2) {
-      if (a.m - row >= 2) tile.template operator()<2, true>();
-    }
-    if constexpr (kMost > 1) {
-      if (a.m - row >= 1) tile.template operator()<1, true>();
-    }
+    const auto over = [&]<int M>() {
+      if (a.m - row < M) return;
+      row == 0 ? tile.template operator()<M, true>() : tile.template operator()<M, false>();
+    };
+    while (a.m - row >= kMost) over.template operator()<kMost>();
+    if constexpr (kMost > 4) over.template operator()<4>();
+    if constexpr (kMost > 2) over.template operator()<2>();
+    if constexpr (kMost > 1) over.template operator()<1>();
   }
   return n;
 }

@@ -3,7 +3,7 @@
 
 /// Adds the softmax of one query's scores to the mass.
 inline void add_softmax(float* scores, int count, int64_t padded, float* mass) {
-  for (int64_t i = count; i < padded; ++i) scores[i] = -3.0e38f;
+  for (int64_t i = count; i < padded; ++i) scores[i] = kHidden;
   Vec top = load(scores);
   for (int64_t i = kLanes; i < padded; i += kLanes) top = max(top, load(scores + i));
   const Vec shift = broadcast(reduce_max(top));

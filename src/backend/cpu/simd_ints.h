@@ -1,5 +1,5 @@
-// Vectors of kLanes dwords, each a number or four bytes, for one instruction set: what products with
-// weights in blocks need of them. Included after simd.h, in the same way.
+// Vectors of kLanes dwords, each a number or four bytes, for one instruction set: what products
+// with weights in blocks need of them. Included after simd.h, in the same way.
 
 #if POLAR_ISA_LEVEL == 2
 
