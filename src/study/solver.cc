@@ -283,8 +283,7 @@ Result<std::optional<Trial>> Solver::solve(const Cost& cost) {
   const double first = crossing(best).value_or(kFirstBytes);
   POLAR_RETURN_IF_ERROR(turn_knob(best, first, kAtFirst, Slice::kPart));
   // One whole trial near the bound tells what a part says of the whole.
-  POLAR_ASSIGN(const auto whole, measure_at(best, crossing(best).value_or(first), Slice::kWhole));
-  (void)whole;
+  POLAR_RETURN_IF_ERROR(measure_at(best, crossing(best).value_or(first), Slice::kWhole));
   POLAR_RETURN_IF_ERROR(elect(best));
   left_ += kept;
   POLAR_RETURN_IF_ERROR(settle());
