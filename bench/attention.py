@@ -93,7 +93,8 @@ def main():
             for _ in range(2):
                 mine, theirs = ours.ask("prefill", *shape), peer.ask("prefill", *shape)
             rows.append({"stage": "prefill", "shape": shape, "ours": mine, "peer": theirs})
-            print("prefill", shape, "ours", mine, "peer", theirs, flush=True)
+            share = mine.get("tflop_per_s", 0) / peak.get("tflop_per_s", float("inf"))
+            print("prefill", shape, "ours", mine, "peer", theirs, "ours / matmul %.3f" % share, flush=True)
     print("seconds", round(time.time() - start, 1))
     with open(out, "w") as file:
         json.dump({"rounds": ROUNDS, "rows": rows}, file, indent=1)

@@ -194,8 +194,9 @@ struct PrefillAttention {
   const int32_t* chunk_begin = nullptr;  // [sequences + 1]
   int sequences = 0;
   int prefill_rows = 0;
-  const void* query = nullptr;  // [rows][kv_heads * group][head_dim] bf16
-  void* output = nullptr;       // likewise
+  const void* query = nullptr;    // [rows][kv_heads * group][head_dim] bf16
+  void* output = nullptr;         // likewise
+  uint32_t* next_tile = nullptr;  // zero; zero again after each launch, of which one runs at a time
 };
 cudaError_t launch_prefill_attention(const PrefillAttention& args, cudaStream_t stream);
 

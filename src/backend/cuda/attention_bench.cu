@@ -329,6 +329,7 @@ void run_prefill(const Request& r, const Pool& pool) {
   a.prefill_rows = rows;
   a.query = pool.index;  // random enough
   a.output = allocate<uint16_t>(static_cast<size_t>(rows) * heads * r.head_dim);
+  a.next_tile = allocate<uint32_t>(1);
   const double seconds = time_graph(
       3, [&](int, cudaStream_t stream) { CUDA_OK(launch_prefill_attention(a, stream)); });
   const double flops = 2.0 * r.head_dim * heads * r.batch * r.tokens * (r.tokens + 1.0);

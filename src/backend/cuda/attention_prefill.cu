@@ -1,10 +1,10 @@
 // Attention of prefill rows over pages: tiles of 128 (token, query head of the group) pairs against
 // pages that bulk copies bring in, FlashAttention-2 style (arXiv 2307.08691) with m16n8k16
-// products.
+// products. For the head_dims and GPUs that attention_prefill_wgmma.cu is not for.
 
 #include <type_traits>
 
-#include "backend/cuda/attention.h"
+#include "backend/cuda/attention_prefill.cuh"
 #include "backend/cuda/head_dim.cuh"
 #include "backend/cuda/kv_layout.cuh"
 #include "backend/cuda/mma.cuh"
@@ -13,7 +13,7 @@ namespace polar::backend::cuda {
 namespace {
 
 constexpr int kWarps = 8;
-constexpr int kTileRows = kWarps * 16;
+static_assert(kTileRows == kWarps * 16);
 
 template <int D>
 struct Shape {
@@ -23,46 +23,6 @@ struct Shape {
   static constexpr int kStages = 4;
   static constexpr int kSharedBytes = kStages * kStageBytes + 2 * kStages * 8;
 };
-
-struct PrefillParams {
-  PrefillAttention a;
-  float scale_log2;
-  int tile_tokens;  // tokens per tile: kTileRows / group
-};
-
-/// A tile of one sequence: rows [row, row + tokens) of the batch.
-struct Tile {
-  int sequence = -1, row = 0, tokens = 0;
-};
-
-/// Which tile is the `index`-th; sequence -1 if there are fewer. All lanes of a warp get it.
-__device__ __forceinline__ Tile find_tile(const PrefillParams& p, int index) {
-  const int lane = threadIdx.x & 31;
-  for (int base = 0; base < p.a.sequences; base += 32) {
-    const int s = base + lane;
-    int begin = 0, end = 0;
-    if (s < p.a.sequences) {
-      begin = min(p.a.chunk_begin[s], p.a.prefill_rows);
-      end = min(p.a.chunk_begin[s + 1], p.a.prefill_rows);
-    }
-    const int tiles = (end - begin + p.tile_tokens - 1) / p.tile_tokens;
-    int sum = tiles;
-#pragma unroll
-    for (int step = 1; step < 32; step *= 2) {
-      const int other = __shfl_up_sync(~0u, sum, step);
-      if (lane >= step) sum += other;
-    }
-    const unsigned hit = __ballot_sync(~0u, index < sum);
-    if (hit != 0) {
-      const int from = __ffs(hit) - 1;
-      const int local = index - __shfl_sync(~0u, sum - tiles, from);
-      const int row = __shfl_sync(~0u, begin, from) + local * p.tile_tokens;
-      return {base + from, row, min(p.tile_tokens, __shfl_sync(~0u, end, from) - row)};
-    }
-    index -= __shfl_sync(~0u, sum, 31);
-  }
-  return {};
-}
 
 template <int D, typename T>
 __global__ void __launch_bounds__(kWarps * 32, 1) prefill_attention_kernel(const PrefillParams p) {
@@ -160,8 +120,8 @@ __global__ void __launch_bounds__(kWarps * 32, 1) prefill_attention_kernel(const
         const int token = i / (D / 8);
         if (begin + token <= last_position) continue;
         std::byte* values = shared + stage * S::kStageBytes + token / 16 * kv_block_bytes(D) +
-                            kv_half_bytes(D) + token % 16 * D * 2;
-        reinterpret_cast<uint4*>(values)[i % (D / 8)] = make_uint4(0, 0, 0, 0);
+                            kv_half_bytes(D) + kv_unit_offset(D, token % 16, i % (D / 8));
+        *reinterpret_cast<uint4*>(values) = make_uint4(0, 0, 0, 0);
       }
       __syncthreads();
     }
@@ -268,15 +228,13 @@ __global__ void __launch_bounds__(kWarps * 32, 1) prefill_attention_kernel(const
 
 template <int D, typename T>
 cudaError_t launch_instance(const PrefillAttention& args, cudaStream_t stream) {
-  PrefillParams params{args, args.scale * 1.4426950408889634f, kTileRows / args.group};
+  const PrefillParams params(args);
   const auto kernel = prefill_attention_kernel<D, T>;
   const cudaError_t error = cudaFuncSetAttribute(
       kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Shape<D>::kSharedBytes);
   if (error != cudaSuccess) return error;
-  // Every sequence may end in a tile that is not full.
-  const int tiles = (args.prefill_rows + params.tile_tokens - 1) / params.tile_tokens +
-                    (args.sequences < args.prefill_rows ? args.sequences : args.prefill_rows);
-  kernel<<<dim3(tiles, args.kv_heads), kWarps * 32, Shape<D>::kSharedBytes, stream>>>(params);
+  kernel<<<dim3(params.tiles, args.kv_heads), kWarps * 32, Shape<D>::kSharedBytes, stream>>>(
+      params);
   return cudaGetLastError();
 }
 
@@ -291,6 +249,9 @@ cudaError_t launch_dim(const PrefillAttention& args, cudaStream_t stream) {
 cudaError_t launch_prefill_attention(const PrefillAttention& args, cudaStream_t stream) {
   if (args.prefill_rows == 0) return cudaSuccess;
   if (!attention_supported(args.kv_dtype, args.head_dim, args.group)) return cudaErrorInvalidValue;
+#ifdef POLAR_SM90A
+  if (prefill_wgmma_supported(args.head_dim)) return launch_prefill_wgmma(args, stream);
+#endif
   return with_head_dim(args.head_dim, [&](auto d) { return launch_dim<d.value>(args, stream); });
 }
 

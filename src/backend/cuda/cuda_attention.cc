@@ -208,7 +208,8 @@ void CudaOps::attention(const AttentionArgs& args) {
                                    batch.sequences,
                                    first,
                                    args.query.data,
-                                   args.output.data};
+                                   args.output.data,
+                                   next_tile_};
     POLAR_CUDA(launch_prefill_attention(prefill, device_.stream()));
   }
   if (planned == 0) return;

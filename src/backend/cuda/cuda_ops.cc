@@ -27,6 +27,7 @@ CudaOps::CudaOps(CudaDevice& device, const CublasLibrary& library)
     : device_(device), cublas_(library) {
   workspace_ = device.own(kPartialBytes);
   counters_ = static_cast<int32_t*>(device.own(kSplitCounters * sizeof(int32_t)));
+  next_tile_ = static_cast<uint32_t*>(device.own(sizeof(uint32_t)));
   flush_bytes_ = size_t{160} << 20;
   flush_ = device.own(flush_bytes_);
   shares_ = attention_shares();

@@ -99,6 +99,7 @@ class CudaOps : public Ops {
   CublasProducts cublas_;
   void* workspace_ = nullptr;  // of cuBLASLt, and partial sums
   int32_t* counters_ = nullptr;
+  uint32_t* next_tile_ = nullptr;  // of prefill attention
   void* flush_ = nullptr;
   size_t flush_bytes_ = 0;
   int shares_ = 0;

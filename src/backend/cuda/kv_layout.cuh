@@ -1,9 +1,11 @@
 #pragma once
 // Where an element of a KV block stands. A block holds one KV head's K half, then its V half, of
-// kPageTokens tokens each. A half is [token][head_dim], token rows contiguous, but the 16-byte
-// units of a row are permuted by the token, so that a block copied verbatim into shared memory can
-// be read by ldmatrix (8 tokens, one unit each) without bank conflicts. The store kernel writes
-// through the same functions.
+// kPageTokens tokens each. Where head_dim is a multiple of 64 a half is made of atoms of 8 tokens
+// by 64 dims, [token / 8][dim / 64][8 tokens][64 dims], rows of 128 bytes: what WGMMA reads, also
+// over several pages that were copied verbatim one behind the other. Other halves are
+// [token][head_dim]. The 16-byte units of a row are permuted by the token, so that ldmatrix (8
+// tokens, one unit each) meets no bank conflicts. The store kernel writes through the same
+// functions.
 
 #include <cstddef>
 #include <cstdint>
@@ -14,18 +16,20 @@ namespace polar::backend::cuda {
 
 inline constexpr int kUnitElements = 8;  // elements of two bytes in a 16-byte unit
 
-/// Which permutation of units the row of `token` has: stored unit = unit ^ kv_swizzle. Rows of 128,
-/// 256 and 512 bytes start at bank 0, so the lower three bits of the token spread 8 rows over all
-/// banks; rows of 192 and 160 bytes are offset by 4 and 2 units from one another already.
-__host__ __device__ constexpr int kv_swizzle(int head_dim, int token) {
-  if (head_dim % 64 == 0) return token & 7;
-  if (head_dim % 32 == 0) return (token >> 1) & 3;
-  return head_dim % 16 == 0 ? (token >> 2) & 1 : 0;
-}
+inline constexpr int kAtomBytes = 1024;
 
-/// Byte offset of a 16-byte unit inside a half; unit = dim / kUnitElements.
+/// Byte offset of a 16-byte unit inside a half; unit = dim / kUnitElements. Rows of 128 bytes start
+/// at bank 0, so the lower three bits of the token spread 8 rows over all banks; rows of 192 and
+/// 160 bytes are offset by 4 and 2 units from one another already.
 __host__ __device__ constexpr int kv_unit_offset(int head_dim, int token, int unit) {
-  return token * head_dim * 2 + ((unit ^ kv_swizzle(head_dim, token)) * 16);
+  if (head_dim % 64 == 0) {
+    return (token / 8 * (head_dim / 64) + unit / 8) * kAtomBytes + token % 8 * 128 +
+           (unit % 8 ^ token % 8) * 16;
+  }
+  const int swizzle = head_dim % 32 == 0   ? (token >> 1) & 3
+                      : head_dim % 16 == 0 ? (token >> 2) & 1
+                                           : 0;
+  return token * head_dim * 2 + (unit ^ swizzle) * 16;
 }
 
 /// Byte offset of one element inside a half.
