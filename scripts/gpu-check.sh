@@ -3,7 +3,7 @@
 # package manager: take vendor/ along, see scripts/vendor.sh). Each stage ends within 10 minutes and
 # appends JSON lines to $RESULTS (default build/gpu-check.jsonl).
 # usage: scripts/gpu-check.sh STAGE...
-#   build | test | sanitize | attention | pages | mlp | e2e ROW... | peers ROW... | report
+#   build | test | sanitize | attention | pages | prefill | products | mlp | e2e ROW... | peers ROW... | report
 #   ROW: model:batch:context[:density[:mean|codes][:neurons]], e.g. llama-2-7b:48:3968:0.5 (random heads, the others
 #   nothing), llama-2-7b:48:3968:0.25:codes (a quarter of each head's pages, scored by codes) or opt-6.7b:64:1920:0.5::0.623
 #   (of 62.3 % of the neurons, which routers choose)
@@ -20,7 +20,8 @@ stage_build() {
   local vendor=()
   [ -d vendor ] && vendor=(-DPOLAR_VENDOR="$PWD/vendor")
   cmake --preset release -DPOLAR_CUDA=ON -DPOLAR_TESTS=OFF -DPOLAR_BENCHMARKS=OFF -DPOLAR_GPU_CHECKS=ON "${vendor[@]}"
-  cmake --build build --target polar polar_cuda_test polar_attention_check polar_plan_check polar_mlp_bench polar_attention_bench
+  cmake --build build --target polar polar_cuda_test polar_attention_check polar_plan_check polar_mlp_bench polar_product_bench \
+    polar_attention_bench
 }
 stage_test() {
   local program
@@ -33,6 +34,8 @@ stage_sanitize() {
 }
 stage_attention() { timeout 590 python3 bench/attention.py "$(find_binary polar_attention_bench)" "${results%.jsonl}-attention.json" dense heads skew; }
 stage_pages() { timeout 590 python3 bench/attention.py "$(find_binary polar_attention_bench)" "${results%.jsonl}-pages.json" pages; }
+stage_prefill() { timeout 590 python3 bench/attention.py "$(find_binary polar_attention_bench)" "${results%.jsonl}-prefill.json" prefill; }
+stage_products() { timeout 590 "$(find_binary polar_product_bench)" | stamp; }
 stage_mlp() { timeout 590 "$(find_binary polar_mlp_bench)" | stamp; }
 stage_e2e() {
   local row model batch context density score neurons policy

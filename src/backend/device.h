@@ -81,6 +81,8 @@ struct DeviceInfo {
   std::string name;  // "cpu (avx2, 2 threads)", "NVIDIA H200"
   bool is_cpu = true;
   DType activation = DType::kF32;  // f32 on the CPU, bf16 on the GPU
+  /// Of the residual stream and what is added to it: every layer adds, so that rounding adds up.
+  DType residual = DType::kF32;
   DType default_kv = DType::kF16;  // f16 on the CPU, bf16 on the GPU
   size_t memory_bytes = 0;         // all of it
   size_t free_bytes = 0;           // what could be allocated now

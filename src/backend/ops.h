@@ -48,7 +48,7 @@ struct EmbedArgs {
 /// residual += add (if given); out = norm(residual). `out` may be `residual` (post-norm models).
 struct NormArgs {
   Tensor residual;  // [rows][hidden]
-  Tensor add;       // [rows][hidden], or empty
+  Tensor add;       // [rows][hidden] of residual's type, or empty
   Norm norm;
   Tensor out;  // [rows][hidden]
 };

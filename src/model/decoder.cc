@@ -69,7 +69,12 @@ void StepReplay::run(uint64_t key, NeuronPlanner* neurons, const std::function<v
 }
 
 Decoder::Decoder(backend::Device& device, const Weights& weights, DecoderLimits limits)
-    : device_(device), weights_(weights), limits_(limits), activation_(device.info().activation) {}
+    : device_(device),
+      weights_(weights),
+      limits_(limits),
+      activation_(device.info().activation),
+      // Products of post-norm models read the residual stream itself.
+      residual_type_(weights.config.norm_after ? activation_ : device.info().residual) {}
 
 Result<std::unique_ptr<Decoder>> Decoder::create(backend::Device& device, const Weights& weights,
                                                  DecoderLimits limits) {
@@ -81,7 +86,8 @@ Result<std::unique_ptr<Decoder>> Decoder::create(backend::Device& device, const 
 
 Status Decoder::allocate() {
   const ModelConfig& config = weights_.config;
-  const size_t activation = dtype_info(activation_).block_bytes;
+  const size_t activation = dtype_info(activation_).block_bytes,
+               residual = dtype_info(residual_type_).block_bytes;
   const size_t rows = limits_.rows;
   const size_t hidden = config.hidden;
   const size_t query_width = config.query_width();
@@ -90,9 +96,9 @@ Status Decoder::allocate() {
     backend::Buffer* buffer;
     size_t bytes;
   } wanted[] = {
-      {&residual_, rows * hidden * activation},
+      {&residual_, rows * hidden * residual},
       {&normed_, rows * hidden * activation},
-      {&delta_, rows * hidden * activation},
+      {&delta_, rows * hidden * residual},
       {&query_, rows * query_width * activation},
       {&attention_, rows * query_width * activation},
       {&qkv_scratch_, rows * (query_width + 2 * kv_width) * activation},
@@ -115,15 +121,19 @@ Tensor Decoder::view(const backend::Buffer& buffer, int rows, int64_t width) con
   return Tensor{buffer.data(), activation_, {rows, width, 1, 1}, 2};
 }
 
+Tensor Decoder::stream(const backend::Buffer& buffer, int rows) const {
+  return Tensor{buffer.data(), residual_type_, {rows, weights_.config.hidden, 1, 1}, 2};
+}
+
 /// The last half's result, if no norm has added it to the residual stream yet.
 Tensor Decoder::take_pending(int rows) {
   if (!pending_add_) return {};
   pending_add_ = false;
-  return view(delta_, rows, weights_.config.hidden);
+  return stream(delta_, rows);
 }
 
 Tensor Decoder::hidden(int rows) {
-  const Tensor residual = view(residual_, rows, weights_.config.hidden);
+  const Tensor residual = stream(residual_, rows);
   if (const Tensor add = take_pending(rows); add.data != nullptr) {
     device_.ops().norm({residual, add, {}, residual});
   }
@@ -159,7 +169,7 @@ void Decoder::embed(const Batch& batch, const int32_t* last_token) {
   args.position_offset = config.position_offset;
   args.projection = weights_.project_in.get();
   args.rope = weights_.rope;
-  args.hidden = view(residual_, batch.rows, config.hidden);
+  args.hidden = stream(residual_, batch.rows);
   args.rotation = rotation_.as<float>();
   device_.ops().embed(args);
 }
@@ -168,7 +178,7 @@ void Decoder::attention_half(int layer, const Batch& batch, const KvView& kv, Pl
   const ModelConfig& config = weights_.config;
   const LayerWeights& w = weights_.layers[layer];
   backend::Ops& ops = device_.ops();
-  const Tensor residual = view(residual_, batch.rows, config.hidden);
+  const Tensor residual = stream(residual_, batch.rows);
   const Tensor normed =
       config.norm_after ? hidden(batch.rows) : view(normed_, batch.rows, config.hidden);
   if (!config.norm_after) ops.norm({residual, take_pending(batch.rows), w.attention_norm, normed});
@@ -198,7 +208,7 @@ void Decoder::attention_half(int layer, const Batch& batch, const KvView& kv, Pl
   if (batch.planned_rows() > 0) planner.plan(context);
   ops.attention(context.attention());
 
-  const Tensor delta = view(delta_, batch.rows, config.hidden);
+  const Tensor delta = stream(delta_, batch.rows);
   ops.linear({output, w.output.get(), w.output_bias, delta});
   pending_add_ = true;
   if (config.norm_after) ops.norm({residual, take_pending(batch.rows), w.attention_norm, residual});
@@ -208,7 +218,7 @@ void Decoder::mlp_half(int layer, const Batch& batch, NeuronPlanner* neurons) {
   const ModelConfig& config = weights_.config;
   const LayerWeights& w = weights_.layers[layer];
   backend::Ops& ops = device_.ops();
-  const Tensor residual = view(residual_, batch.rows, config.hidden);
+  const Tensor residual = stream(residual_, batch.rows);
   const Tensor normed =
       config.norm_after ? hidden(batch.rows) : view(normed_, batch.rows, config.hidden);
   if (!config.norm_after) ops.norm({residual, take_pending(batch.rows), w.mlp_norm, normed});
@@ -231,7 +241,7 @@ void Decoder::mlp(int layer, const Batch& batch, NeuronPlanner* neurons, const T
   args.activation = config.activation;
   args.gated = config.gated;
   args.scratch = view(mlp_scratch_, batch.rows, config.ffn * (config.gated ? 2 : 1));
-  args.y = view(delta_, batch.rows, config.hidden);
+  args.y = stream(delta_, batch.rows);
   const bool decodes = neurons != nullptr && batch.planned_rows() > 0;
   const bool asks = decodes && batch.prefill_rows == 0;
   if (decodes && !asks) neurons->count_dense(config);
@@ -258,7 +268,7 @@ float* Decoder::head(const Batch& batch) {
   const ModelConfig& config = weights_.config;
   backend::HeadArgs args;
   args.batch = &batch;
-  args.hidden = view(residual_, batch.rows, config.hidden);
+  args.hidden = stream(residual_, batch.rows);
   args.add = take_pending(batch.rows);
   args.norm = weights_.final_norm;
   args.projection = weights_.project_out.get();

@@ -178,13 +178,16 @@ class Decoder {
   Decoder(backend::Device& device, const Weights& weights, DecoderLimits limits);
   Status allocate();
   Tensor view(const backend::Buffer& buffer, int rows, int64_t width) const;
+  /// [rows][hidden] of the residual stream, or of what is added to it.
+  Tensor stream(const backend::Buffer& buffer, int rows) const;
   void mlp(int layer, const backend::Batch& batch, NeuronPlanner* neurons, const Tensor& normed);
   Tensor take_pending(int rows);
 
   backend::Device& device_;
   const Weights& weights_;
   DecoderLimits limits_;
-  DType activation_;  // of all views; asking the device may cost a system call
+  DType activation_;  // of other views; asking the device may cost a system call
+  DType residual_type_;
   bool pending_add_ =
       false;  // the last half's result waits in `delta_` to be added by the next norm
   backend::Buffer residual_, normed_, delta_, query_, attention_, qkv_scratch_, mlp_scratch_,

@@ -22,8 +22,9 @@ class MlpTimer {
       : device_(device), weights_(weights), config_(weights.config) {}
 
   Status prepare(int rows) {
-    const DType type = device_.info().activation;
-    const auto allocate = [&](int64_t width, backend::Buffer& buffer, Tensor& view) -> Status {
+    const backend::DeviceInfo info = device_.info();
+    const auto allocate = [&](DType type, int64_t width, backend::Buffer& buffer,
+                              Tensor& view) -> Status {
       const size_t bytes = dtype_bytes(type, static_cast<size_t>(rows) * width);
       POLAR_ASSIGN(buffer, device_.allocate(bytes, "timing an MLP"));
       view = Tensor{buffer.data(), type, {rows, width, 1, 1}, 2};
@@ -31,9 +32,9 @@ class MlpTimer {
       device_.upload(buffer.data(), zeros.data(), bytes);
       return {};
     };
-    POLAR_RETURN_IF_ERROR(allocate(config_.hidden, x_, args_.x));
-    POLAR_RETURN_IF_ERROR(allocate(config_.ffn, scratch_, args_.scratch));
-    POLAR_RETURN_IF_ERROR(allocate(config_.hidden, y_, args_.y));
+    POLAR_RETURN_IF_ERROR(allocate(info.activation, config_.hidden, x_, args_.x));
+    POLAR_RETURN_IF_ERROR(allocate(info.activation, config_.ffn, scratch_, args_.scratch));
+    POLAR_RETURN_IF_ERROR(allocate(info.residual, config_.hidden, y_, args_.y));
     POLAR_ASSIGN(index_, device_.allocate(config_.ffn * sizeof(int32_t), "timing an MLP"));
     args_.activation = config_.activation;
     size_t bytes = 0;

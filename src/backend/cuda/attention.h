@@ -100,12 +100,17 @@ struct DecodeAttention {
   void* output = nullptr;            // [units][group][head_dim], bf16
   AttentionScratch scratch;
   bool early = true;  // may begin while the kernel before it in the stream still runs
+  /// Schedule, plan and all pages but each unit's last stood before the kernels in front began:
+  /// they are read before those have ended. A block fits beside no other one of this kernel, so
+  /// that when it begins, one of the layer before has ended, and what that one waited for.
+  bool settled = false;
 };
 
 /// Shares into which one launch is cut on the current device: one per multiprocessor.
 int attention_shares();
 
-/// Whether there is a kernel for this shape.
+/// Whether there is a kernel for this shape; they want bulk copies, which older GPUs than sm_90
+/// lack.
 bool attention_supported(DType kv_dtype, int head_dim, int group);
 cudaError_t launch_decode_attention(const DecodeAttention& args, cudaStream_t stream);
 

@@ -276,6 +276,8 @@ void run_decode(const Request& r, const Pool& pool) {
     int32_t header[2];
     CUDA_OK(cudaMemcpy(header, a.schedule.header, sizeof(header), cudaMemcpyDeviceToHost));
     pages_read += header[0];
+    // As in a dense step, whose layers share a plan.
+    a.settled = r.kind == "dense" || r.kind == "skew";
     attention.push_back(a);
     selection.push_back(s);
   }

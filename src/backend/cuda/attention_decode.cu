@@ -35,7 +35,7 @@ int attention_shares() {
 bool attention_supported(DType kv_dtype, int head_dim, int group) {
   const bool typed = kv_dtype == DType::kBF16 || kv_dtype == DType::kF16;
   const bool shaped = with_head_dim(head_dim, [](auto) { return cudaSuccess; }) == cudaSuccess;
-  return typed && shaped && group >= 1 && group <= 16;
+  return code_version() >= 90 && typed && shaped && group >= 1 && group <= 16;
 }
 
 cudaError_t launch_decode_attention(const DecodeAttention& args, cudaStream_t stream) {

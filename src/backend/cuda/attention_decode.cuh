@@ -76,7 +76,8 @@ struct PageWalk {
   int works;                // in the schedule
   int base;                 // page of lane 0
   int work;                 // that holds page `base`
-  const std::byte* source;  // of this lane's page
+  const std::byte* source;  // of this lane's page,
+  bool newest;              // which is its unit's last
 
   /// Looks up pages [base, base + 32): a schedule's units all have pages, so these lie in at most
   /// 32 units from `work` on.
@@ -108,6 +109,7 @@ struct PageWalk {
       source = p.a.kv + block * kv_block_bytes(D);
     }
     __syncwarp();
+    newest = ends;
     work += __shfl_sync(~0u, ahead + (ends ? 1 : 0), 31);
   }
 
@@ -199,11 +201,11 @@ __global__ void __launch_bounds__(decode_warps(D) * 32, 1)
   const uint32_t ring_address = shared_address(ring);
   const uint32_t barrier_address = shared_address(barriers) + warp * kMaxSlots * 8;
   if (lane < p.slots) barrier_init(barrier_address + lane * 8, 1);
-  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+  barriers_are_set();
   if (lane < 2) entries[warp * 2 + lane].work = -1;
   if (threadIdx.x < 2) flags[threadIdx.x] = -1;
   let_next_begin();
-  wait_for_previous();
+  if (!a.settled) wait_for_previous();
 
   const Schedule& schedule = a.schedule;
   const int shares = gridDim.x;
@@ -214,7 +216,10 @@ __global__ void __launch_bounds__(decode_warps(D) * 32, 1)
   __syncwarp();
   const int block_begin = share_begin(header.x, share, shares);
   const int block_end = share + 1 < shares ? share_begin(header.x, share + 1, shares) : header.x;
-  if (block_begin >= block_end) return empty_units.zero();
+  if (block_begin >= block_end) {
+    if (a.settled) wait_for_previous();
+    return empty_units.zero();
+  }
   const int begin = part_begin(block_begin, block_end, warp * kParts);
   const int end =
       warp + 1 < W ? part_begin(block_begin, block_end, (warp + 1) * kParts) : block_end;
@@ -222,11 +227,17 @@ __global__ void __launch_bounds__(decode_warps(D) * 32, 1)
   walk.works = header.y;
   if (begin < end) {
     walk.start(begin, end, first_work);
-    if (lane < min(p.slots, end - begin)) {  // all at once: the first window holds them
+    const auto fill = [&](bool which) {  // all at once: the first window holds them
+      if (!which || lane >= min(p.slots, end - begin)) return;
       barrier_expect(barrier_address + lane * 8, kv_block_bytes(D));
       bulk_copy_once(ring_address + lane * kv_block_bytes(D), walk.source, kv_block_bytes(D),
                      barrier_address + lane * 8);
-    }
+    };
+    fill(!a.settled || !walk.newest);
+    if (a.settled) wait_for_previous();
+    fill(a.settled && walk.newest);
+  } else if (a.settled) {
+    wait_for_previous();
   }
   mark(1);
 

@@ -40,7 +40,7 @@ __global__ void __launch_bounds__(kWarps * 32, 1) prefill_attention_kernel(const
     barrier_init(full + threadIdx.x * 8, S::kPages);
     barrier_init(empty + threadIdx.x * 8, kWarps);
   }
-  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+  barriers_are_set();
   __syncthreads();
 
   // Steps of kTokens tokens. Warp 0 brings them in: lane l the l-th page, its id read a step ahead.
@@ -207,8 +207,7 @@ __global__ void __launch_bounds__(kWarps * 32, 1) prefill_attention_kernel(const
       }
     }
     __syncwarp();
-    if (lane == 0)
-      asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(empty + stage * 8) : "memory");
+    if (lane == 0) barrier_arrive(empty + stage * 8);
   }
 
 #pragma unroll

@@ -53,9 +53,6 @@ struct Turn {
 
 #ifdef POLAR_WGMMA
 
-__device__ __forceinline__ void barrier_arrive(uint32_t barrier) {
-  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
-}
 /// Barriers of some warps: wait for `threads` arrivals, or only arrive.
 __device__ __forceinline__ void named_wait(int id, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");

@@ -167,7 +167,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       barrier_init(shared + S::kValuesFull + i * 8, 1);
       barrier_init(shared + S::kValuesEmpty + i * 8, kComputeWarps);
     }
-    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    barriers_are_set();
   }
   __syncthreads();
   const int warpgroup = __shfl_sync(~0u, threadIdx.x / 128, 0);

@@ -66,12 +66,16 @@ void CudaOps::plan(const PlanArgs& args) {
   const DensePlan dense{batch.position,     batch.planned_rows(), args.kv.kv_heads,
                         batch.table_stride, args.window,          args.plan.units};
   if (args.budgets == nullptr && dense == dense_plan_) {  // as in the layer before
-    if (args.plan.read != nullptr)
-      launch_count_pages(args.plan.units, args.plan.read, batch.planned_rows(), args.kv.kv_heads,
-                         counting_ ? plan_stream_ : device_.stream());
+    if (args.plan.read != nullptr) {
+      uncounted_ = args.plan;
+      ++uncounted_layers_;
+    }
     scheduled_ = args.plan.units;
+    shares_plan_ = true;
     return;
   }
+  shares_plan_ = false;
+  count_layers(batch.planned_rows(), args.kv.kv_heads);
   const float* logits = router_logits(args);
   PlanLaunch launch = plan_launch(batch, args.kv, args.window, args.plan.units);
   launch.budgets = args.budgets;
@@ -90,23 +94,16 @@ void CudaOps::plan(const PlanArgs& args) {
     return;
   }
   launch.schedule = schedule_for(units);
-  const bool joins = join_counting();
-  POLAR_CUDA(launch_plan(launch, device_.stream(), !joins));
+  POLAR_CUDA(launch_plan(launch, device_.stream(), true));
   if (chooses) choose_pages(args, launch, alone);
   dense_plan_ = args.budgets == nullptr ? dense : DensePlan{};
-  counting_ = device_.capturing() && args.budgets == nullptr &&
-              attention_supported(args.kv.dtype, args.kv.head_dim, args.heads / args.kv.kv_heads);
-  if (!counting_) return;
-  POLAR_CUDA(cudaEventRecord(plan_inputs_, device_.stream()));
-  POLAR_CUDA(cudaStreamWaitEvent(plan_stream_, plan_inputs_));
 }
 
-bool CudaOps::join_counting() {
-  if (!counting_) return false;
-  POLAR_CUDA(cudaEventRecord(plan_inputs_, plan_stream_));
-  POLAR_CUDA(cudaStreamWaitEvent(device_.stream(), plan_inputs_));
-  counting_ = false;
-  return true;
+void CudaOps::count_layers(int rows, int kv_heads) {
+  if (uncounted_layers_ > 0)
+    launch_count_pages(uncounted_.units, uncounted_.read, rows, kv_heads, uncounted_layers_,
+                       device_.stream());
+  uncounted_layers_ = 0;
 }
 
 const CudaOps::LayerPlan& CudaOps::plan_beside(int layer, PlanLaunch plan) {
@@ -187,6 +184,7 @@ void CudaOps::attention(const AttentionArgs& args) {
   const KvView& kv = args.kv;
   const int group = args.heads / kv.kv_heads, planned = batch.planned_rows(),
             first = batch.prefill_rows;
+  if (args.layer == kv.layers - 1) count_layers(planned, kv.kv_heads);
   if (!attention_supported(kv.dtype, kv.head_dim, group)) {
     launch_simple_attention(args, device_.stream());
     POLAR_CUDA(cudaGetLastError());
@@ -221,26 +219,18 @@ void CudaOps::attention(const AttentionArgs& args) {
     dense_plan_ = {};
   }
   scheduled_ = nullptr;
-  const bool joins = args.layer == kv.layers - 1 && join_counting();
   const size_t offset = static_cast<size_t>(first) * args.heads * kv.head_dim * 2;
   const DecodeAttention decode{
-      layer,
-      kv.dtype,
-      kv.head_dim,
-      kv.kv_heads,
-      group,
-      units,
-      args.window,
-      args.scale,
-      batch.pages,
-      batch.list_begin(),
-      schedule_at(beside_ != nullptr ? beside_->schedule : schedule_, shares_),
-      beside_ != nullptr ? beside_->ranges : args.plan->units,
-      args.query.as<std::byte>() + offset,
+      layer, kv.dtype, kv.head_dim, kv.kv_heads, group, units, args.window, args.scale, batch.pages,
+      batch.list_begin(), schedule_at(beside_ != nullptr ? beside_->schedule : schedule_, shares_),
+      beside_ != nullptr ? beside_->ranges : args.plan->units, args.query.as<std::byte>() + offset,
       args.output.as<std::byte>() + offset,
       attention_scratch_at(attention_scratch(units, group, kv.head_dim), units, shares_, group),
-      beside_ == nullptr && !joins};
+      beside_ == nullptr,
+      // One row a sequence: what this step writes lies in last pages.
+      shares_plan_ && first == 0 && batch.rows == batch.sequences};
   beside_ = nullptr;
+  shares_plan_ = false;
   POLAR_CUDA(launch_decode_attention(decode, device_.stream()));
 }
 

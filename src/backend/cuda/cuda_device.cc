@@ -68,6 +68,13 @@ Status CudaDevice::start() {
     return bad_input("device", "cuda", std::string(properties_.name),
                      "a GPU of compute capability 8.0 or newer");
   }
+  if (code_version() == 0) {
+    const int wanted = properties_.major * 10 + properties_.minor;
+    return bad_input("device", "cuda", std::string(properties_.name),
+                     "a GPU that this build has kernels for (build it with "
+                     "-DCMAKE_CUDA_ARCHITECTURES=" +
+                         std::to_string(wanted) + ")");
+  }
   POLAR_ASSIGN(const CublasLibrary* library, CublasLibrary::load());
   POLAR_CUDA(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
   POLAR_CUDA(cudaStreamCreateWithFlags(&side_, cudaStreamNonBlocking));
@@ -393,8 +400,7 @@ double CudaDevice::measure_read_bandwidth() {
   double best = 0;
   for (int round = 0; round < 8; ++round) {
     POLAR_CUDA(cudaEventRecord(begin, stream_));
-    launch_read(buffer->data(), bytes, processors(), properties_.major * 10 + properties_.minor,
-                buffer->data(), stream_);
+    launch_read(buffer->data(), bytes, processors(), buffer->data(), stream_);
     POLAR_CUDA(cudaGetLastError());
     POLAR_CUDA(cudaEventRecord(end, stream_));
     POLAR_CUDA(cudaEventSynchronize(end));

@@ -62,6 +62,7 @@ class CudaDevice : public Device {
   cudaStream_t stream() const { return stream_; }
   bool capturing() const { return capturing_; }
   int processors() const { return properties_.multiProcessorCount; }
+  const cudaDeviceProp& properties() const { return properties_; }
   /// Memory of the backend's own that lives as long as the device and is zero at first. Also inside
   /// a capture.
   void* own(size_t bytes);

@@ -11,7 +11,7 @@ namespace polar::backend::cuda {
 
 namespace {
 
-constexpr size_t kPartialBytes = CublasProducts::kWorkspaceBytes;
+constexpr size_t kTrialBytes = size_t{192} << 20;  // several times what a cache holds
 
 }  // namespace
 
@@ -25,11 +25,14 @@ void* CudaOps::Grown::at_least(CudaDevice& device, size_t wanted) {
 
 CudaOps::CudaOps(CudaDevice& device, const CublasLibrary& library)
     : device_(device), cublas_(library) {
-  workspace_ = device.own(kPartialBytes);
-  counters_ = static_cast<int32_t*>(device.own(kSplitCounters * sizeof(int32_t)));
+  workspace_ = device.own(CublasProducts::kWorkspaceBytes);
+  trial_weights_ = static_cast<std::byte*>(device.own(kTrialBytes));
+  launch_dummy(trial_weights_, kTrialBytes / 2, 0.02f, 1, device.stream());
+  limits_ = {device.processors(), static_cast<int>(device.properties().sharedMemPerBlockOptin),
+             code_version() >= 90};
+  POLAR_CUDA(cudaEventCreate(&trial_begin_));
+  POLAR_CUDA(cudaEventCreate(&trial_end_));
   next_tile_ = static_cast<uint32_t*>(device.own(sizeof(uint32_t)));
-  flush_bytes_ = size_t{160} << 20;
-  flush_ = device.own(flush_bytes_);
   shares_ = attention_shares();
   POLAR_CUDA(cudaStreamCreateWithFlags(&plan_stream_, cudaStreamNonBlocking));
   POLAR_CUDA(cudaEventCreateWithFlags(&plan_inputs_, cudaEventDisableTiming));
@@ -38,6 +41,8 @@ CudaOps::CudaOps(CudaDevice& device, const CublasLibrary& library)
 CudaOps::~CudaOps() {
   for (const LayerPlan& plan : layer_plans_) cudaEventDestroy(plan.done);
   cudaEventDestroy(plan_inputs_);
+  cudaEventDestroy(trial_begin_);
+  cudaEventDestroy(trial_end_);
   cudaStreamDestroy(plan_stream_);
 }
 
@@ -62,56 +67,89 @@ const void* CudaOps::bias_in_bf16(const float* bias, int count) {
   return converted;
 }
 
-void CudaOps::fastest(const Choice& key, int rows, const std::vector<std::function<void()>>& ways) {
-  const auto found = chosen_.find(key);
-  if (found != chosen_.end()) return ways[found->second]();
-  if (device_.capturing() || rows > 256 || ways.size() == 1) return ways[0]();
-  cudaEvent_t begin, end;
-  POLAR_CUDA(cudaEventCreate(&begin));
-  POLAR_CUDA(cudaEventCreate(&end));
-  int best = 0;
-  float best_time = 1e30f;
-  for (size_t way = 0; way < ways.size(); ++way) {
-    float least = 1e30f;
-    for (int round = 0; round < 4; ++round) {
-      // Weights of a step come from memory: drive them out of the cache before each trial.
-      POLAR_CUDA(cudaMemsetAsync(flush_, round, flush_bytes_, device_.stream()));
-      POLAR_CUDA(cudaEventRecord(begin, device_.stream()));
-      ways[way]();
-      POLAR_CUDA(cudaEventRecord(end, device_.stream()));
-      POLAR_CUDA(cudaEventSynchronize(end));
-      float time = 0;
-      POLAR_CUDA(cudaEventElapsedTime(&time, begin, end));
-      if (round > 0) least = std::min(least, time);
-    }
-    if (least < best_time) {
-      best_time = least;
-      best = static_cast<int>(way);
-    }
+std::pair<float, size_t> CudaOps::try_way(const Choice& key, const void* weight, const Way& way) {
+  const auto& [product, shape] = key;
+  const bool gathers = product == Product::kGatherUp || product == Product::kGatherDown;
+  const size_t bytes = size_t{2} * shape.outputs * shape.k, others = kTrialBytes / bytes;
+  constexpr int kTrials = 8, kSmall = 4096;
+  cudaStream_t stream = device_.stream();
+  // As in a step: in a graph, where the next begins while this one ends, behind small kernels.
+  POLAR_CUDA(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+  for (size_t i = 0; i < kTrials; ++i) {
+    way(gathers || others < 2 ? weight : trial_weights_ + i % others * (bytes / 1024 * 1024));
+    launch_activate(trial_weights_, kSmall, trial_weights_, kSmall, std::min(shape.rows, 64),
+                    kSmall, Activation::kRelu, false, stream);
   }
-  cudaEventDestroy(begin);
-  cudaEventDestroy(end);
-  chosen_[key] = best;
-  ways[best]();
+  cudaGraph_t graph;
+  cudaGraphExec_t trial;
+  size_t nodes = 0;
+  POLAR_CUDA(cudaStreamEndCapture(stream, &graph));
+  POLAR_CUDA(cudaGraphGetNodes(graph, nullptr, &nodes));
+  POLAR_CUDA(cudaGraphInstantiate(&trial, graph, 0));
+  float least = 1e30f;
+  for (int round = 0; round < 6; ++round) {
+    POLAR_CUDA(cudaEventRecord(trial_begin_, stream));
+    POLAR_CUDA(cudaGraphLaunch(trial, stream));
+    POLAR_CUDA(cudaEventRecord(trial_end_, stream));
+    POLAR_CUDA(cudaEventSynchronize(trial_end_));
+    float time = 0;
+    POLAR_CUDA(cudaEventElapsedTime(&time, trial_begin_, trial_end_));
+    if (round > 0) least = std::min(least, time);
+  }
+  POLAR_CUDA(cudaGraphExecDestroy(trial));
+  POLAR_CUDA(cudaGraphDestroy(graph));
+  return {least * 1e3f / kTrials, nodes / kTrials - 1};
 }
 
-ProductWorkspace CudaOps::product_workspace() const {
-  return {workspace_, kPartialBytes, counters_, device_.processors()};
+void CudaOps::fastest(const Choice& key, const void* weight, const std::vector<Way>& ways) {
+  const auto found = chosen_.find(key);
+  if (found != chosen_.end()) return ways[found->second](weight);
+  POLAR_CHECK(!ways.empty());
+  if (device_.capturing() || std::get<ProductShape>(key).rows > 256 || ways.size() == 1)
+    return ways[0](weight);
+  constexpr float kAsFast = 1.05f;  // trials differ by nearly as much
+  std::vector<std::pair<float, size_t>> costs;
+  float least = 1e30f;
+  for (const Way& way : ways) {
+    costs.push_back(try_way(key, weight, way));
+    least = std::min(least, costs.back().first);
+  }
+  size_t best = ways.size();
+  for (size_t i = 0; i < ways.size(); ++i) {
+    const auto& [time, nodes] = costs[i];
+    if (time > least * kAsFast) continue;
+    if (best == ways.size() ||
+        std::pair(nodes, time) < std::pair(costs[best].second, costs[best].first))
+      best = i;
+  }
+  chosen_[key] = static_cast<int>(best);
+  ways[best](weight);
 }
 
-void CudaOps::skinny(const SkinnyLaunch& launch) {
-  launch_skinny(launch, product_workspace(), device_.stream());
+void CudaOps::add_ways(std::vector<Way>& ways, const SkinnyLaunch& launch) const {
+  for (const ProductCut& cut :
+       product_cuts(launch.gated ? 2 * launch.n : launch.n, product_tile(launch.rows), limits_)) {
+    ways.push_back([=, this](const void* weight) {
+      const int64_t y_bytes = launch.y_stride * (launch.y_f32 ? 4 : 2);
+      for (int first = 0; first < launch.rows; first += kMostSkinnyRows) {
+        SkinnyLaunch some = launch;
+        some.weight = weight;
+        some.rows = std::min(kMostSkinnyRows, launch.rows - first);
+        some.x = static_cast<const std::byte*>(launch.x) + first * launch.x_stride * 2;
+        some.y = static_cast<std::byte*>(launch.y) + first * y_bytes;
+        launch_skinny(some, cut, device_.stream());
+      }
+    });
+  }
 }
 
-void CudaOps::skinny_rows(const SkinnyLaunch& launch) {
-  const int rows = launch.rows;
-  const int64_t y_bytes = launch.y_stride * (launch.y_f32 ? 4 : 2);
-  for (int first = 0; first < rows; first += kMostSkinnyRows) {
-    SkinnyLaunch some = launch;
-    some.rows = std::min(kMostSkinnyRows, rows - first);
-    some.x = static_cast<const std::byte*>(launch.x) + first * launch.x_stride * 2;
-    some.y = static_cast<std::byte*>(launch.y) + first * y_bytes;
-    skinny(some);
+void CudaOps::add_ways(std::vector<Way>& ways, const GatherDownLaunch& launch) const {
+  for (const ProductCut& cut : product_cuts(launch.outputs, kGatherDownTile, limits_)) {
+    ways.push_back([=, this](const void* weight) {
+      GatherDownLaunch with = launch;
+      with.weight = weight;
+      launch_gather_down(with, cut, device_.stream());
+    });
   }
 }
 
@@ -127,46 +165,96 @@ void CudaOps::product(const void* x, int64_t x_stride, int rows, const Weight& w
                      f32,
                      bias != nullptr,
                      relu};
-  const void* data = w.data();
   const void* its_bias = bias == nullptr || f32 ? bias : bias_in_bf16(bias, shape.outputs);
-  std::vector<std::function<void()>> ways;
+  std::vector<Way> ways;
   for (int i = 0; i < cublas_.algorithms(shape); ++i) {
-    ways.push_back(
-        [=, this] { cublas_.run(shape, i, x, data, its_bias, y, workspace_, device_.stream()); });
+    ways.push_back([=, this](const void* data) {
+      cublas_.run(shape, i, x, data, its_bias, y, workspace_, device_.stream());
+    });
   }
   if ((rows <= kMostSkinnyRows || ways.empty()) && !w.gathers() && shape.k % 8 == 0 &&
       x_stride % 8 == 0) {
-    SkinnyLaunch launch{x,        x_stride,
-                        rows,     data,
-                        nullptr,  shape.outputs,
-                        shape.k,  bias,
-                        relu,     Activation::kRelu,
-                        false,    y,
-                        y_stride, f32};
-    ways.push_back([=, this] { skinny_rows(launch); });
+    add_ways(ways, SkinnyLaunch{.x = x,
+                                .x_stride = x_stride,
+                                .rows = rows,
+                                .n = shape.outputs,
+                                .k = shape.k,
+                                .bias = bias,
+                                .activate = relu,
+                                .y = y,
+                                .y_stride = y_stride,
+                                .y_f32 = f32});
   }
-  if (rows <= kMostSkinnyRows && w.gathers() && !f32 && !relu && shape.outputs % 8 == 0 &&
+  if (rows <= kMostSkinnyRows && w.gathers() && !relu && shape.outputs % 8 == 0 &&
       x_stride % 8 == 0) {
-    GatherDownLaunch launch{x, x_stride, rows, data, nullptr, shape.k, shape.outputs, bias, y};
-    ways.push_back(
-        [=, this] { launch_gather_down(launch, product_workspace(), device_.stream()); });
+    add_ways(ways, GatherDownLaunch{.a = x,
+                                    .a_stride = x_stride,
+                                    .rows = rows,
+                                    .count = shape.k,
+                                    .outputs = shape.outputs,
+                                    .bias = bias,
+                                    .y = y,
+                                    .y_f32 = f32});
   }
-  POLAR_CHECK(!ways.empty());
-  fastest({shape, false}, rows, ways);
+  fastest({Product::kPlain, shape}, w.data(), ways);
+  POLAR_CUDA(cudaGetLastError());
+}
+
+void CudaOps::activated_product(const MlpArgs& args) {
+  const auto rows = static_cast<int>(args.x.shape[0]);
+  const int64_t hidden = args.x.shape[1], ffn = args.down->columns(),
+                width = args.gated ? 2 * ffn : ffn;
+  const ProductShape shape{rows,
+                           static_cast<int>(width),
+                           static_cast<int>(hidden),
+                           hidden,
+                           width,
+                           false,
+                           false,
+                           args.up_bias != nullptr,
+                           false};
+  const void* bias = args.up_bias == nullptr ? nullptr : bias_in_bf16(args.up_bias, shape.outputs);
+  std::vector<Way> ways;
+  for (int i = 0; i < cublas_.algorithms(shape); ++i) {
+    ways.push_back([=, this](const void* weight) {
+      cublas_.run(shape, i, args.x.data, weight, bias, args.scratch.data, workspace_,
+                  device_.stream());
+      launch_activate(args.scratch.data, width, args.scratch.data, width, rows,
+                      static_cast<int>(ffn), args.activation, args.gated, device_.stream());
+    });
+  }
+  if ((rows <= kMostSkinnyRows || ways.empty()) && hidden % 8 == 0) {
+    add_ways(ways, SkinnyLaunch{.x = args.x.data,
+                                .x_stride = hidden,
+                                .rows = rows,
+                                .n = static_cast<int>(ffn),
+                                .k = static_cast<int>(hidden),
+                                .bias = args.up_bias,
+                                .activate = true,
+                                .activation = args.activation,
+                                .gated = args.gated,
+                                .y = args.scratch.data,
+                                .y_stride = width});
+  }
+  fastest({Product::kActivated, shape}, cuda(*args.up).data(), ways);
   POLAR_CUDA(cudaGetLastError());
 }
 
 void CudaOps::embed(const EmbedArgs& args) {
   dense_plan_ = {};
   plans_began_ = false;
-  counting_ = false;
+  uncounted_layers_ = 0;
   if (device_.capturing()) POLAR_CUDA(cudaEventRecord(plan_inputs_, device_.stream()));
   const Batch& batch = *args.batch;
   const CudaWeight& table = cuda(*args.table);
   const auto width = static_cast<int>(table.columns());
-  EmbedLaunch launch{batch.token,      args.last_token, batch.position, batch.rows,
-                     table.data(),     width,           nullptr,        0,
-                     args.hidden.data, args.rope,       args.rotation};
+  const bool f32 = args.hidden.dtype == DType::kF32;
+  EmbedLaunch launch{batch.token,      args.last_token,
+                     batch.position,   batch.rows,
+                     table.data(),     width,
+                     nullptr,          0,
+                     args.hidden.data, f32,
+                     args.rope,        args.rotation};
   const void* positions = args.positions != nullptr ? cuda(*args.positions).data() : nullptr;
   if (args.projection == nullptr) {
     launch.positions = positions;
@@ -175,21 +263,28 @@ void CudaOps::embed(const EmbedArgs& args) {
   } else {
     void* embedded = embedded_.at_least(device_, static_cast<size_t>(batch.rows) * width * 2);
     launch.out = embedded;
+    launch.out_f32 = false;
     launch_embed(launch, device_.stream());
     const int64_t hidden = args.hidden.shape[1];
     product(embedded, width, batch.rows, *args.projection, nullptr, false, args.hidden.data, hidden,
-            false);
+            f32);
     if (positions != nullptr)
       launch_add_positions(batch.position, batch.rows, static_cast<int>(hidden), positions,
-                           args.position_offset, args.hidden.data, device_.stream());
+                           args.position_offset, args.hidden.data, f32, device_.stream());
   }
   POLAR_CUDA(cudaGetLastError());
 }
 
 void CudaOps::norm(const NormArgs& args) {
-  launch_norm(args.residual.data, args.add.data, args.norm, args.out.data,
-              static_cast<int>(args.residual.shape[0]), static_cast<int>(args.residual.shape[1]),
-              nullptr, device_.stream());
+  POLAR_CHECK(args.add.data == nullptr || args.add.dtype == args.residual.dtype);
+  launch_norm({.residual = args.residual.data,
+               .add = args.add.data,
+               .f32 = args.residual.dtype == DType::kF32,
+               .norm = args.norm,
+               .out = args.out.data,
+               .rows = static_cast<int>(args.residual.shape[0]),
+               .hidden = static_cast<int>(args.residual.shape[1])},
+              device_.stream());
   POLAR_CUDA(cudaGetLastError());
 }
 
@@ -206,7 +301,7 @@ void CudaOps::qkv(const QkvArgs& args) {
 
 void CudaOps::linear(const LinearArgs& args) {
   product(args.x.data, args.x.shape[1], static_cast<int>(args.x.shape[0]), *args.weight, args.bias,
-          false, args.y.data, args.y.shape[1], false);
+          false, args.y.data, args.y.shape[1], args.y.dtype == DType::kF32);
 }
 
 void CudaOps::neurons(const NeuronArgs& args) {
@@ -251,36 +346,38 @@ void CudaOps::sparse_mlp(const MlpArgs& args) {
   const auto rows = static_cast<int>(args.x.shape[0]);
   const int64_t hidden = args.x.shape[1], outputs = args.y.shape[1];
   const int count = args.neurons->count;
+  const bool f32 = args.y.dtype == DType::kF32;
   const int64_t stride = (count + 7) / 8 * 8;  // the second product reads 16 bytes at a time
   POLAR_CHECK(!args.gated && cuda(*args.down).gathers() && stride <= args.scratch.shape[1]);
   for (int first = 0; first < rows; first += kMostSkinnyRows) {
     const int some = std::min(kMostSkinnyRows, rows - first);
-    auto* scratch = args.scratch.as<std::byte>() + first * stride * 2;
-    SkinnyLaunch up{args.x.as<std::byte>() + first * hidden * 2,
-                    hidden,
-                    some,
-                    cuda(*args.up).data(),
-                    args.neurons->index,
-                    count,
-                    static_cast<int>(hidden),
-                    args.up_bias,
-                    true,
-                    args.activation,
-                    false,
-                    scratch,
-                    stride,
-                    false};
-    skinny(up);
-    const GatherDownLaunch down{scratch,
-                                stride,
-                                some,
-                                cuda(*args.down).data(),
-                                args.neurons->index,
-                                count,
-                                static_cast<int>(outputs),
-                                args.down_bias,
-                                args.y.as<std::byte>() + first * outputs * 2};
-    launch_gather_down(down, product_workspace(), device_.stream());
+    void* scratch = args.scratch.as<std::byte>() + first * stride * 2;
+    ProductShape shape{some, count, static_cast<int>(hidden), hidden, stride};
+    std::vector<Way> up, down;
+    add_ways(up, SkinnyLaunch{.x = args.x.as<std::byte>() + first * hidden * 2,
+                              .x_stride = hidden,
+                              .rows = some,
+                              .index = args.neurons->index,
+                              .n = count,
+                              .k = static_cast<int>(hidden),
+                              .bias = args.up_bias,
+                              .activate = true,
+                              .activation = args.activation,
+                              .y = scratch,
+                              .y_stride = stride});
+    fastest({Product::kGatherUp, shape}, cuda(*args.up).data(), up);
+    add_ways(down, GatherDownLaunch{.a = scratch,
+                                    .a_stride = stride,
+                                    .rows = some,
+                                    .index = args.neurons->index,
+                                    .count = count,
+                                    .outputs = static_cast<int>(outputs),
+                                    .bias = args.down_bias,
+                                    .y = args.y.as<std::byte>() + first * outputs * (f32 ? 4 : 2),
+                                    .y_f32 = f32});
+    shape.outputs = static_cast<int>(outputs);
+    shape.k = count;
+    fastest({Product::kGatherDown, shape}, cuda(*args.down).data(), down);
   }
   POLAR_CUDA(cudaGetLastError());
 }
@@ -290,55 +387,29 @@ void CudaOps::mlp(const MlpArgs& args) {
   const auto rows = static_cast<int>(args.x.shape[0]);
   const int64_t hidden = args.x.shape[1], ffn = args.down->columns(),
                 stride = args.gated ? 2 * ffn : ffn;
-  const bool relu = !args.gated && args.activation == Activation::kRelu;
-  const CudaWeight& up = cuda(*args.up);
-  const auto plain = [&] {
-    product(args.x.data, hidden, rows, *args.up, args.up_bias, relu, args.scratch.data, stride,
+  if (!args.gated && args.activation == Activation::kRelu) {
+    product(args.x.data, hidden, rows, *args.up, args.up_bias, true, args.scratch.data, stride,
             false);
-    if (!relu)
-      launch_activate(args.scratch.data, stride, args.scratch.data, stride, rows,
-                      static_cast<int>(ffn), args.activation, args.gated, device_.stream());
-  };
-  if (relu || rows > kMostSkinnyRows || hidden % 8 != 0) {
-    plain();
   } else {
-    const SkinnyLaunch fused{args.x.data,
-                             hidden,
-                             rows,
-                             up.data(),
-                             nullptr,
-                             static_cast<int>(ffn),
-                             static_cast<int>(hidden),
-                             args.up_bias,
-                             true,
-                             args.activation,
-                             args.gated,
-                             args.scratch.data,
-                             stride,
-                             false};
-    ProductShape shape{rows,
-                       static_cast<int>(ffn),
-                       static_cast<int>(hidden),
-                       hidden,
-                       stride,
-                       false,
-                       false,
-                       args.up_bias != nullptr,
-                       false};
-    if (!device_.capturing() && !chosen_.contains({shape, true}))
-      plain();  // chooses its algorithm first
-    fastest({shape, true}, rows, {plain, [&] { skinny(fused); }});
+    activated_product(args);
   }
   product(args.scratch.data, stride, rows, *args.down, args.down_bias, false, args.y.data,
-          args.y.shape[1], false);
+          args.y.shape[1], args.y.dtype == DType::kF32);
 }
 
 void CudaOps::head(const HeadArgs& args) {
   const Batch& batch = *args.batch;
   const int rows = batch.logit_rows;
   const int64_t hidden = args.hidden.shape[1], embedding = args.weight->columns();
-  launch_norm(args.hidden.data, args.add.data, args.norm, args.scratch.data, rows,
-              static_cast<int>(hidden), batch.logit_row, device_.stream());
+  launch_norm({.residual = args.hidden.data,
+               .add = args.add.data,
+               .f32 = args.hidden.dtype == DType::kF32,
+               .norm = args.norm,
+               .out = args.scratch.data,
+               .rows = rows,
+               .hidden = static_cast<int>(hidden),
+               .rows_index = batch.logit_row},
+              device_.stream());
   void* x = args.scratch.data;
   if (args.projection != nullptr) {
     void* projected = args.scratch.as<std::byte>() + static_cast<size_t>(rows) * hidden * 2;

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "backend/cuda/cublas_products.h"
+#include "backend/cuda/kernels.h"
 #include "backend/ops.h"
 #include "backend/step.h"
 
@@ -16,9 +17,7 @@ namespace polar::backend::cuda {
 
 class CudaDevice;
 struct PlanLaunch;
-struct ProductWorkspace;
 struct Schedule;
-struct SkinnyLaunch;
 
 class CudaOps : public Ops {
  public:
@@ -44,11 +43,22 @@ class CudaOps : public Ops {
   void forget(const void* data);
 
  private:
-  using Choice = std::tuple<ProductShape, bool>;  // shape; whether a gated pair
+  enum class Product : uint8_t { kPlain, kActivated, kGatherUp, kGatherDown };
+  using Choice = std::tuple<Product, ProductShape>;
+  using Way = std::function<void(const void* weight)>;
   void product(const void* x, int64_t x_stride, int rows, const Weight& weight, const float* bias,
                bool relu, void* y, int64_t y_stride, bool f32);
-  /// The fastest of some ways to do the same, timed once outside of captures.
-  void fastest(const Choice& key, int rows, const std::vector<std::function<void()>>& ways);
+  /// act(first half) (* second half, if gated) of x up^T.
+  void activated_product(const MlpArgs& args);
+  /// One way for each cut of the own kernels.
+  void add_ways(std::vector<Way>& ways, const SkinnyLaunch& launch) const;
+  void add_ways(std::vector<Way>& ways, const GatherDownLaunch& launch) const;
+  /// The fastest of some ways to the same product, found once, outside of captures; of ways that
+  /// take as long the one of the fewest nodes. The trials take other weights of that size, so that
+  /// they come from memory, unless rows are gathered.
+  void fastest(const Choice& key, const void* weight, const std::vector<Way>& ways);
+  /// Microseconds of one of several trials, and a trial's nodes.
+  std::pair<float, size_t> try_way(const Choice& key, const void* weight, const Way& way);
   const void* bias_in_bf16(const float* bias, int count);
   void* attention_scratch(int units, int group, int head_dim);
   const float* router_logits(const PlanArgs& args);
@@ -59,9 +69,6 @@ class CudaOps : public Ops {
   Schedule schedule_for(int units);
   /// Queues the indices of the pages that rows [first, first + rows) fill, where there are indices.
   void write_page_index(const Batch& batch, const KvView& kv, int layer, int first, int rows);
-  ProductWorkspace product_workspace() const;
-  void skinny(const SkinnyLaunch& launch);
-  void skinny_rows(const SkinnyLaunch& launch);  // any number of rows
   void sparse_mlp(const MlpArgs& args);
 
   /// What a dense plan depends on: layers of one step that agree share its schedule.
@@ -83,9 +90,8 @@ class CudaOps : public Ops {
   /// Writes a plan beside what the stream does: only router logits tie it to its layer, so that
   /// most plans of a step are written while its first layers run.
   const LayerPlan& plan_beside(int layer, PlanLaunch plan);
-  /// Lets the stream wait for what is counted beside it. True if something was: then the next
-  /// kernel has two in front of it, and cannot begin early.
-  bool join_counting();
+  /// Counts what the layers read that shared the last dense plan.
+  void count_layers(int rows, int kv_heads);
 
   /// Memory that grows to what was wanted most, and stays where graphs that use it were recorded.
   struct Grown {
@@ -97,11 +103,11 @@ class CudaOps : public Ops {
   CudaDevice& device_;
   DensePlan dense_plan_;
   CublasProducts cublas_;
-  void* workspace_ = nullptr;  // of cuBLASLt, and partial sums
-  int32_t* counters_ = nullptr;
+  void* workspace_ = nullptr;  // of cuBLASLt
+  std::byte* trial_weights_ = nullptr;
+  cudaEvent_t trial_begin_ = nullptr, trial_end_ = nullptr;
+  ProductLimits limits_;
   uint32_t* next_tile_ = nullptr;  // of prefill attention
-  void* flush_ = nullptr;
-  size_t flush_bytes_ = 0;
   int shares_ = 0;
   std::map<Choice, int> chosen_;
   std::map<const float*, void*> biases_;
@@ -114,7 +120,9 @@ class CudaOps : public Ops {
   cudaStream_t plan_stream_ = nullptr;
   cudaEvent_t plan_inputs_ = nullptr;  // the step's arrays, or a layer's router logits, are there
   bool plans_began_ = false;           // plan_stream_ waited for the step's arrays
-  bool counting_ = false;  // layers that share a dense plan count its pages on plan_stream_
+  ReadPlan uncounted_;                 // a dense plan that layers share,
+  bool shares_plan_ = false;           // the attention to come reads a plan of a layer before
+  int uncounted_layers_ = 0;           // and how many of them have not been counted
   Grown router_logits_, page_scores_, embedded_;
   Grown narrow_, neuron_logits_, neuron_keys_;  // of neuron routers
 };

@@ -7,10 +7,15 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <vector>
 
 #include "backend/ops.h"
 
 namespace polar::backend::cuda {
+
+/// For which architecture the kernels that run here were compiled, as 80 or 90; 0 if for none that
+/// this GPU can run. Clusters, bulk copies and early launches want 90.
+int code_version();
 
 // Weights (weight_kernels.cu).
 
@@ -34,18 +39,28 @@ struct EmbedLaunch {
   int width = 0;
   const void* positions = nullptr;  // [..][width] bf16 or null
   int position_offset = 0;
-  void* out = nullptr;  // [rows][width]
+  void* out = nullptr;   // [rows][width]
+  bool out_f32 = false;  // else bf16
   Rope rope;
   float* rotation = nullptr;
 };
 void launch_embed(const EmbedLaunch& args, cudaStream_t stream);
 /// hidden[row] += positions[position[row] + offset].
 void launch_add_positions(const int32_t* position, int rows, int width, const void* positions,
-                          int offset, void* hidden, cudaStream_t stream);
-/// residual[row] += add[row]; out = norm(residual). `rows_index` (or null) names the residual rows
-/// to read, then residual is not written: the head's gather. hidden % 8 == 0, at most 16,384.
-void launch_norm(void* residual, const void* add, const Norm& norm, void* out, int rows, int hidden,
-                 const int32_t* rows_index, cudaStream_t stream);
+                          int offset, void* hidden, bool hidden_f32, cudaStream_t stream);
+
+struct NormLaunch {
+  void* residual = nullptr;   // [rows][hidden]
+  const void* add = nullptr;  // as residual, or null
+  bool f32 = false;           // both, else bf16
+  Norm norm;
+  void* out = nullptr;  // [rows][hidden] bf16; may be residual where that is bf16
+  int rows = 0;
+  int hidden = 0;                       // % 8 == 0, at most 16,384
+  const int32_t* rows_index = nullptr;  // the residual rows to read, then residual is not written
+};
+/// residual[row] += add[row]; out = norm(residual).
+void launch_norm(const NormLaunch& args, cudaStream_t stream);
 /// After the QKV product: QK-norm, rotation, K and V into their page slots, query out.
 void launch_rope_store(const QkvArgs& args, const float* bias, cudaStream_t stream);
 /// out[row][i] = act(in[row][i]) (* in[row][width + i] when gated); strides in values.
@@ -54,16 +69,28 @@ void launch_activate(const void* in, int64_t in_stride, void* out, int64_t out_s
 
 // Products of few rows (skinny.cu). The weight is read once.
 
-inline constexpr int kMostSkinnyRows = 64;  // a launch
-inline constexpr int kSplitCounters = 16384;
+inline constexpr int kMostSkinnyRows = 64;               // a launch
+inline constexpr int kMostParts = 8;                     // the largest cluster that every GPU has
+inline constexpr int kTwoPerProcessorBytes = 108 << 10;  // the ring of one of two blocks
 
-/// Memory that products share, since one runs after the other.
-struct ProductWorkspace {
-  void* partial = nullptr;  // sums of parts of a tile
-  size_t bytes = 0;
-  int32_t* counters = nullptr;  // [kSplitCounters] zeros that stay zeros
-  int processors = 0;
+/// How a product is cut into blocks.
+struct ProductCut {
+  int parts = 1;  // of a tile's inputs: 1, 2, 4 or 8; above 1 only on GPUs with clusters
+  int per_processor =
+      3;  // blocks that share a multiprocessor: 2 with long rings, 3 with short ones
 };
+struct ProductLimits {
+  int processors = 0, shared_bytes = 0;  // of the GPU; of a block
+  bool clusters = false;                 // blocks can read each other's shared memory (sm_90)
+};
+/// The cuts of a product of that many stored rows (of a gathered down: outputs) that are worth
+/// trying; which is fastest depends on shape and GPU.
+std::vector<ProductCut> product_cuts(int outputs, int tile, const ProductLimits& limits);
+/// Stored rows of a tile.
+constexpr int product_tile(int rows) {
+  return rows <= 16 ? 64 : 128;
+}
+inline constexpr int kGatherDownTile = 128;
 
 struct SkinnyLaunch {
   const void* x = nullptr;         // [rows][k] bf16, stride x_stride values
@@ -82,8 +109,7 @@ struct SkinnyLaunch {
   bool y_f32 = false;
 };
 /// y = act(x W[index]^T + bias).
-void launch_skinny(const SkinnyLaunch& args, const ProductWorkspace& workspace,
-                   cudaStream_t stream);
+void launch_skinny(const SkinnyLaunch& args, const ProductCut& cut, cudaStream_t stream);
 
 struct GatherDownLaunch {
   const void* a = nullptr;         // [rows][count] bf16, stride a_stride
@@ -94,11 +120,11 @@ struct GatherDownLaunch {
   int count = 0;
   int outputs = 0;  // % 8 == 0
   const float* bias = nullptr;
-  void* y = nullptr;  // [rows][outputs] bf16
+  void* y = nullptr;   // [rows][outputs]
+  bool y_f32 = false;  // else bf16
 };
 /// y[r] = sum_j a[r][j] weight[index[j]] + bias.
-void launch_gather_down(const GatherDownLaunch& args, const ProductWorkspace& workspace,
-                        cudaStream_t stream);
+void launch_gather_down(const GatherDownLaunch& args, const ProductCut& cut, cudaStream_t stream);
 
 // Neurons (four_bit.cu, choose_neurons.cu).
 
@@ -154,13 +180,12 @@ void launch_score(const ScoreArgs& args, cudaStream_t stream);
 // (simple_attention.cu).
 /// Offsets as in kv_layout for 16-bit caches; f32 halves are [token][head_dim].
 void launch_simple_attention(const AttentionArgs& args, cudaStream_t stream);
-/// read[row].blocks += the pages of its units.
+/// read[row].blocks += the pages of its units, `layers` times.
 void launch_count_pages(const PageRanges* units, ReadCount* read, int rows, int kv_heads,
-                        cudaStream_t stream);
+                        int layers, cudaStream_t stream);
 
 // Memory (read_bandwidth.cu).
 /// Reads `bytes` at `data` once, with bulk copies where the GPU has them.
-void launch_read(const void* data, size_t bytes, int processors, int capability, void* sink,
-                 cudaStream_t stream);
+void launch_read(const void* data, size_t bytes, int processors, void* sink, cudaStream_t stream);
 
 }  // namespace polar::backend::cuda

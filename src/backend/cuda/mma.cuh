@@ -101,17 +101,31 @@ __device__ __forceinline__ float exp2_fast(float x) {
   return y;
 }
 
-// Barriers in shared memory that count the bytes of asynchronous copies.
+// Barriers in shared memory that count the bytes of asynchronous copies (sm_90; kernels that use
+// them are not launched on older GPUs).
+
+#if __CUDA_ARCH__ >= 900
+#define POLAR_SM90(...) asm volatile(__VA_ARGS__)
+#else
+#define POLAR_SM90(...) __trap()
+#endif
 
 __device__ __forceinline__ void barrier_init(uint32_t barrier, int count) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(count) : "memory");
+  POLAR_SM90("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(count) : "memory");
+}
+/// Copies that are issued after this see what barrier_init wrote.
+__device__ __forceinline__ void barriers_are_set() {
+  POLAR_SM90("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
 __device__ __forceinline__ void barrier_expect(uint32_t barrier, int bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
-               : "memory");
+  POLAR_SM90("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
+             : "memory");
+}
+__device__ __forceinline__ void barrier_arrive(uint32_t barrier) {
+  POLAR_SM90("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 __device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity) {
-  asm volatile(
+  POLAR_SM90(
       "{\n.reg .pred done;\n"
       "again: mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
       "@!done bra again;\n}" ::"r"(barrier),
@@ -122,7 +136,7 @@ __device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity) 
 /// Copies `bytes` (a multiple of 16) of global memory, and counts them at `barrier`.
 __device__ __forceinline__ void bulk_copy(uint32_t destination, const void* source, int bytes,
                                           uint32_t barrier) {
-  asm volatile(
+  POLAR_SM90(
       "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
           "r"(destination),
       "l"(source), "r"(bytes), "r"(barrier)
@@ -135,12 +149,14 @@ __device__ __forceinline__ void bulk_copy_once(uint32_t destination, const void*
                                                uint32_t barrier) {
   uint64_t policy;
   asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
-  asm volatile(
+  POLAR_SM90(
       "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], "
       "[%1], "
       "%2, [%3], %4;" ::"r"(destination),
       "l"(source), "r"(bytes), "r"(barrier), "l"(policy)
       : "memory");
 }
+
+#undef POLAR_SM90
 
 }  // namespace polar::backend::cuda

@@ -33,7 +33,33 @@ __device__ inline uint4 pack8(const float* v) {
   return make_uint4(words[0], words[1], words[2], words[3]);
 }
 
-/// Vector `at` of eight floats; zeros where there are none.
+/// Eight neighbouring values at vector `at` of a row.
+__device__ inline void read8(const bf16* row, int at, float* v) {
+  unpack8(reinterpret_cast<const uint4*>(row)[at], v);
+}
+__device__ inline void read8(const float* row, int at, float* v) {
+  const auto* from = reinterpret_cast<const float4*>(row) + at * 2;
+  const float4 low = from[0], high = from[1];
+  v[0] = low.x, v[1] = low.y, v[2] = low.z, v[3] = low.w;
+  v[4] = high.x, v[5] = high.y, v[6] = high.z, v[7] = high.w;
+}
+__device__ inline void write8(bf16* row, int at, const float* v) {
+  reinterpret_cast<uint4*>(row)[at] = pack8(v);
+}
+__device__ inline void write8(float* row, int at, const float* v) {
+  auto* to = reinterpret_cast<float4*>(row) + at * 2;
+  to[0] = make_float4(v[0], v[1], v[2], v[3]);
+  to[1] = make_float4(v[4], v[5], v[6], v[7]);
+}
+__device__ inline void store_one(void* values, bool f32, int64_t at, float v) {
+  if (f32) {
+    static_cast<float*>(values)[at] = v;
+  } else {
+    static_cast<bf16*>(values)[at] = __float2bfloat16(v);
+  }
+}
+
+/// read8 of constants; zeros where there are none.
 __device__ inline void load8(const float* values, int at, float* v) {
 #pragma unroll
   for (int i = 0; i < 8; i += 4) {
@@ -69,11 +95,10 @@ __global__ void embed_kernel(const EmbedLaunch p) {
                             ? nullptr
                             : static_cast<const bf16*>(p.positions) +
                                   static_cast<int64_t>(position + p.position_offset) * p.width;
-  auto* out = static_cast<bf16*>(p.out) + static_cast<int64_t>(row) * p.width;
   for (int i = threadIdx.x; i < p.width; i += blockDim.x) {
-    out[i] = learned == nullptr
-                 ? from[i]
-                 : __float2bfloat16(__bfloat162float(from[i]) + __bfloat162float(learned[i]));
+    const float v =
+        __bfloat162float(from[i]) + (learned == nullptr ? 0.0f : __bfloat162float(learned[i]));
+    store_one(p.out, p.out_f32, static_cast<int64_t>(row) * p.width + i, v);
   }
   const int half = p.rope.dim / 2;
   for (int i = threadIdx.x; i < half; i += blockDim.x) {
@@ -86,20 +111,24 @@ __global__ void embed_kernel(const EmbedLaunch p) {
 }
 
 __global__ void add_positions_kernel(const int32_t* position, int width, const bf16* positions,
-                                     int offset, bf16* hidden) {
+                                     int offset, void* hidden, bool f32) {
   const int row = blockIdx.x;
   const bf16* learned = positions + static_cast<int64_t>(position[row] + offset) * width;
-  bf16* out = hidden + static_cast<int64_t>(row) * width;
-  for (int i = threadIdx.x; i < width; i += blockDim.x)
-    out[i] = __float2bfloat16(__bfloat162float(out[i]) + __bfloat162float(learned[i]));
+  for (int i = threadIdx.x; i < width; i += blockDim.x) {
+    const int64_t at = static_cast<int64_t>(row) * width + i;
+    const float old = f32 ? static_cast<const float*>(hidden)[at]
+                          : __bfloat162float(static_cast<const bf16*>(hidden)[at]);
+    store_one(hidden, f32, at, old + __bfloat162float(learned[i]));
+  }
 }
 
 /// One block a row; each thread holds kVectors * 8 values. Weights are asked for before anything
-/// else: they do not wait for the kernel in front.
-template <int kVectors>
-__global__ void norm_kernel(bf16* residual, const bf16* add, const Norm norm, bf16* out, int hidden,
-                            const int32_t* rows_index) {
-  const int vectors = hidden / 8;
+/// else: they do not wait for the kernel in front. T: of the residual stream.
+template <int kVectors, typename T>
+__global__ void norm_kernel(const NormLaunch p) {
+  const Norm& norm = p.norm;
+  const int vectors = p.hidden / 8;
+  let_next_begin();
   float weight[kVectors][8], bias[kVectors][8];
 #pragma unroll
   for (int j = 0; j < kVectors; ++j) {
@@ -107,33 +136,30 @@ __global__ void norm_kernel(bf16* residual, const bf16* add, const Norm norm, bf
     load8(at < vectors ? norm.weight : nullptr, at, weight[j]);
     load8(at < vectors ? norm.bias : nullptr, at, bias[j]);
   }
-  let_next_begin();
   wait_for_previous();
-  const int64_t row = rows_index != nullptr ? rows_index[blockIdx.x] : blockIdx.x;
-  auto* in = reinterpret_cast<uint4*>(residual + row * hidden);
-  const auto* more = add == nullptr ? nullptr : reinterpret_cast<const uint4*>(add + row * hidden);
+  const int64_t row = p.rows_index != nullptr ? p.rows_index[blockIdx.x] : blockIdx.x;
+  auto* in = static_cast<T*>(p.residual) + row * p.hidden;
+  const auto* more = p.add == nullptr ? nullptr : static_cast<const T*>(p.add) + row * p.hidden;
   float v[kVectors][8];
   float sum = 0.0f;
 #pragma unroll
   for (int j = 0; j < kVectors; ++j) {
     const int at = threadIdx.x + j * blockDim.x;
     if (at >= vectors) continue;
-    unpack8(in[at], v[j]);
+    read8(in, at, v[j]);
     if (more != nullptr) {
       float extra[8];
-      unpack8(more[at], extra);
+      read8(more, at, extra);
 #pragma unroll
       for (int i = 0; i < 8; ++i) v[j][i] += extra[i];
-      const uint4 rounded = pack8(v[j]);
-      if (rows_index == nullptr) in[at] = rounded;
+      if (p.rows_index == nullptr) write8(in, at, v[j]);
     }
 #pragma unroll
     for (int i = 0; i < 8; ++i) sum += v[j][i];
   }
-  auto* to = reinterpret_cast<uint4*>(out + static_cast<int64_t>(blockIdx.x) * hidden);
   float mean = 0.0f, scale = 1.0f;
   if (norm.weight != nullptr) {
-    if (norm.kind == NormKind::kLayer) mean = block_sum(sum) / hidden;
+    if (norm.kind == NormKind::kLayer) mean = block_sum(sum) / p.hidden;
     float squares = 0.0f;
 #pragma unroll
     for (int j = 0; j < kVectors; ++j) {
@@ -141,8 +167,11 @@ __global__ void norm_kernel(bf16* residual, const bf16* add, const Norm norm, bf
 #pragma unroll
       for (int i = 0; i < 8; ++i) squares += (v[j][i] - mean) * (v[j][i] - mean);
     }
-    scale = 1.0f / sqrtf(block_sum(squares) / hidden + norm.epsilon);
+    scale = 1.0f / sqrtf(block_sum(squares) / p.hidden + norm.epsilon);
+  } else if (p.out == p.residual) {
+    return;  // only added
   }
+  auto* to = static_cast<bf16*>(p.out) + static_cast<int64_t>(blockIdx.x) * p.hidden;
 #pragma unroll
   for (int j = 0; j < kVectors; ++j) {
     const int at = threadIdx.x + j * blockDim.x;
@@ -151,7 +180,7 @@ __global__ void norm_kernel(bf16* residual, const bf16* add, const Norm norm, bf
 #pragma unroll
       for (int i = 0; i < 8; ++i) v[j][i] = (v[j][i] - mean) * scale * weight[j][i] + bias[j][i];
     }
-    to[at] = pack8(v[j]);
+    write8(to, at, v[j]);
   }
 }
 
@@ -269,27 +298,19 @@ void launch_embed(const EmbedLaunch& args, cudaStream_t stream) {
 }
 
 void launch_add_positions(const int32_t* position, int rows, int width, const void* positions,
-                          int offset, void* hidden, cudaStream_t stream) {
+                          int offset, void* hidden, bool hidden_f32, cudaStream_t stream) {
   add_positions_kernel<<<rows, 256, 0, stream>>>(
-      position, width, static_cast<const bf16*>(positions), offset, static_cast<bf16*>(hidden));
+      position, width, static_cast<const bf16*>(positions), offset, hidden, hidden_f32);
 }
 
-void launch_norm(void* residual, const void* add, const Norm& norm, void* out, int rows, int hidden,
-                 const int32_t* rows_index, cudaStream_t stream) {
-  POLAR_CHECK(hidden % 8 == 0 && hidden <= 16384);
-  auto* in = static_cast<bf16*>(residual);
-  const auto* more = static_cast<const bf16*>(add);
-  auto* to = static_cast<bf16*>(out);
-  const int vectors = hidden / 8;
-  if (vectors <= 1024) {
-    const int threads = (vectors + 31) / 32 * 32;
-    POLAR_CUDA(launch_early(norm_kernel<1>, dim3(rows), threads, 0, stream, in, more, norm, to,
-                            hidden, rows_index));
-  } else {
-    const int threads = ((vectors + 1) / 2 + 31) / 32 * 32;
-    POLAR_CUDA(launch_early(norm_kernel<2>, dim3(rows), threads, 0, stream, in, more, norm, to,
-                            hidden, rows_index));
-  }
+void launch_norm(const NormLaunch& args, cudaStream_t stream) {
+  POLAR_CHECK(args.hidden % 8 == 0 && args.hidden <= 16384);
+  POLAR_CHECK(!args.f32 || args.norm.weight == nullptr || args.out != args.residual);
+  const int vectors = args.hidden / 8, each = vectors <= 1024 ? 1 : 2;
+  const int threads = ((vectors + each - 1) / each + 31) / 32 * 32;
+  const auto kernel = each == 1 ? (args.f32 ? norm_kernel<1, float> : norm_kernel<1, bf16>)
+                                : (args.f32 ? norm_kernel<2, float> : norm_kernel<2, bf16>);
+  POLAR_CUDA(launch_early(kernel, dim3(args.rows), threads, 0, stream, args));
 }
 
 void launch_rope_store(const QkvArgs& args, const float* bias, cudaStream_t stream) {

@@ -63,9 +63,8 @@ __global__ void load_kernel(const uint4* data, size_t vectors, uint32_t* sink) {
 
 }  // namespace
 
-void launch_read(const void* data, size_t bytes, int processors, int capability, void* sink,
-                 cudaStream_t stream) {
-  if (capability >= 90) {
+void launch_read(const void* data, size_t bytes, int processors, void* sink, cudaStream_t stream) {
+  if (code_version() >= 90) {
     constexpr int kShared = kStages * kCopyBytes;
     POLAR_CUDA(cudaFuncSetAttribute(bulk_read_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                     kShared));

@@ -4,8 +4,10 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#include "backend/cuda/cuda_check.h"
 #include "backend/cuda/kernels.h"
 #include "backend/cuda/kv_layout.cuh"
+#include "backend/cuda/launch.cuh"
 #include "backend/ranges.h"
 
 namespace polar::backend::cuda {
@@ -82,14 +84,16 @@ __global__ void simple_attention_kernel(const SimpleAttention p) {
       p.output[at + lane + 32 * i] = __float2bfloat16(total > 0 ? sum[i] / total : 0.0f);
 }
 
-__global__ void count_pages_kernel(const PageRanges* units, ReadCount* read, int rows,
-                                   int kv_heads) {
+__global__ void count_pages_kernel(const PageRanges* units, ReadCount* read, int rows, int kv_heads,
+                                   int layers) {
+  let_next_begin();
+  wait_for_previous();
   const int row = blockIdx.x * blockDim.x + threadIdx.x;
   if (row >= rows) return;
   int blocks = 0;
   for (int h = 0; h < kv_heads; ++h)
     blocks += units[row * kv_heads + h].count + units[row * kv_heads + h].tail_count;
-  read[row].blocks += blocks;
+  read[row].blocks += blocks * layers;
 }
 
 }  // namespace
@@ -115,8 +119,9 @@ void launch_simple_attention(const AttentionArgs& args, cudaStream_t stream) {
 }
 
 void launch_count_pages(const PageRanges* units, ReadCount* read, int rows, int kv_heads,
-                        cudaStream_t stream) {
-  count_pages_kernel<<<(rows + 127) / 128, 128, 0, stream>>>(units, read, rows, kv_heads);
+                        int layers, cudaStream_t stream) {
+  POLAR_CUDA(launch_early(count_pages_kernel, dim3((rows + 127) / 128), 128, 0, stream, units, read,
+                          rows, kv_heads, layers));
 }
 
 }  // namespace polar::backend::cuda

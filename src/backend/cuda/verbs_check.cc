@@ -22,21 +22,22 @@ std::vector<double> product(const std::vector<float>& x, const std::vector<float
   return y;
 }
 
-void check_linear(Device& device, int rows, int outputs, int k, bool with_bias) {
+void check_linear(Device& device, int rows, int outputs, int k, bool with_bias, DType type) {
   const auto x = random_values(static_cast<size_t>(rows) * k, 1),
              w = random_values(static_cast<size_t>(outputs) * k, 2), b = random_values(outputs, 3);
   const auto bits = narrowed(w);
   const auto matrix_w = weight(device, bits, outputs, k);
   const Buffer dx = activations(device, x), db = to_device(device, b),
-               dy = poisoned(device, static_cast<size_t>(rows) * outputs);
+               dy = poisoned(device, static_cast<size_t>(rows) * outputs, 4);
   LinearArgs args{matrix(dx, rows, k), matrix_w.get(), with_bias ? db.as<float>() : nullptr,
-                  matrix(dy, rows, outputs)};
+                  matrix(dy, rows, outputs, type)};
   device.ops().linear(args);
   char name[80];
-  std::snprintf(name, sizeof(name), "linear %d x %d x %d%s", rows, outputs, k,
-                with_bias ? " bias" : "");
-  expect_near(name, from_device(device, dy, static_cast<size_t>(rows) * outputs),
-              product(x, w, rows, outputs, k, with_bias ? &b : nullptr), 0.03);
+  std::snprintf(name, sizeof(name), "linear %d x %d x %d%s %s", rows, outputs, k,
+                with_bias ? " bias" : "", dtype_info(type).name.data());
+  expect_near(name, from_device(device, dy, static_cast<size_t>(rows) * outputs, type),
+              product(x, w, rows, outputs, k, with_bias ? &b : nullptr),
+              type == DType::kF32 ? 1e-3 : 0.03);
 }
 
 double activated(Activation activation, double x) {
@@ -54,7 +55,7 @@ double activated(Activation activation, double x) {
 }
 
 void check_mlp(Device& device, int rows, int hidden, int ffn, Activation activation, bool gated,
-               int neurons) {
+               int neurons, DType type) {
   const auto x = random_values(static_cast<size_t>(rows) * hidden, 4);
   const auto up = random_values(static_cast<size_t>(gated ? 2 : 1) * ffn * hidden, 5, 0.1f);
   const auto down = random_values(static_cast<size_t>(hidden) * ffn, 6, 0.1f);
@@ -74,7 +75,7 @@ void check_mlp(Device& device, int rows, int hidden, int ffn, Activation activat
   }
   const Buffer dx = activations(device, x), dub = to_device(device, up_bias),
                ddb = to_device(device, down_bias), di = to_device(device, index),
-               dy = poisoned(device, static_cast<size_t>(rows) * hidden),
+               dy = poisoned(device, static_cast<size_t>(rows) * hidden, 4),
                ds = poisoned(device, static_cast<size_t>(rows) * ffn * (gated ? 2 : 1));
   const NeuronSet set{di.as<int32_t>(), neurons};
   MlpArgs args{matrix(dx, rows, hidden),
@@ -86,7 +87,7 @@ void check_mlp(Device& device, int rows, int hidden, int ffn, Activation activat
                gated,
                neurons > 0 ? &set : nullptr,
                matrix(ds, rows, ffn * (gated ? 2 : 1)),
-               matrix(dy, rows, hidden)};
+               matrix(dy, rows, hidden, type)};
   device.ops().mlp(args);
   const auto h = product(x, up, rows, (gated ? 2 : 1) * ffn, hidden, &up_bias);
   std::vector<double> want(static_cast<size_t>(rows) * hidden);
@@ -103,19 +104,19 @@ void check_mlp(Device& device, int rows, int hidden, int ffn, Activation activat
   char name[80];
   std::snprintf(name, sizeof(name), "mlp %d x %d x %d act %d%s neurons %d", rows, hidden, ffn,
                 static_cast<int>(activation), gated ? " gated" : "", neurons);
-  expect_near(name, from_device(device, dy, want.size()), want, 0.04);
+  expect_near(name, from_device(device, dy, want.size(), type), want, 0.04);
 }
 
-void check_norm(Device& device, NormKind kind, int rows, int hidden) {
+void check_norm(Device& device, NormKind kind, int rows, int hidden, DType type) {
   auto residual = random_values(static_cast<size_t>(rows) * hidden, 10);
   const auto add = random_values(residual.size(), 11), gain = random_values(hidden, 12),
              bias = random_values(hidden, 13);
-  const Buffer dr = activations(device, residual), da = activations(device, add),
+  const Buffer dr = values_in(device, residual, type), da = values_in(device, add, type),
                dg = to_device(device, gain), db = to_device(device, bias),
                dy = poisoned(device, residual.size());
   Norm norm{kind, 1e-5f, dg.as<float>(), kind == NormKind::kLayer ? db.as<float>() : nullptr};
-  device.ops().norm(
-      {matrix(dr, rows, hidden), matrix(da, rows, hidden), norm, matrix(dy, rows, hidden)});
+  device.ops().norm({matrix(dr, rows, hidden, type), matrix(da, rows, hidden, type), norm,
+                     matrix(dy, rows, hidden)});
   std::vector<double> want(residual.size()), summed(residual.size());
   for (int r = 0; r < rows; ++r) {
     double mean = 0, squares = 0;
@@ -132,7 +133,8 @@ void check_norm(Device& device, NormKind kind, int rows, int hidden) {
   char name[80];
   std::snprintf(name, sizeof(name), "norm %d %d x %d", static_cast<int>(kind), rows, hidden);
   expect_near(name, from_device(device, dy, want.size()), want, 0.03);
-  expect_near("  residual", from_device(device, dr, want.size()), summed, 0.01);
+  expect_near("  residual", from_device(device, dr, want.size(), type), summed,
+              type == DType::kF32 ? 1e-6 : 0.01);
 }
 
 /// Runs sampling on both devices; tokens must agree but for near ties of the random number.
@@ -393,20 +395,24 @@ int main() {
   auto cpu = make_cpu_device({4});
   POLAR_CHECK(cpu.ok());
   Device& device = **gpu;
-  for (const int rows : {1, 2, 7, 16, 17, 33, 64, 100})
-    for (const bool bias : {false, true}) check_linear(device, rows, 200 + 8 * rows, 320, bias);
-  check_linear(device, 5, 264, 576, true);
-  for (const int rows : {1, 3, 16, 40}) {
-    check_mlp(device, rows, 256, 512, Activation::kSilu, true, 0);
-    check_mlp(device, rows, 256, 512, Activation::kGelu, false, 0);
-    check_mlp(device, rows, 256, 512, Activation::kRelu, false, 0);
-  }
-  for (const int rows : {1, 2, 16, 20, 33, 64, 70})
-    for (const int neurons : {1, 30, 128, 333})
-      check_mlp(device, rows, 288, 512, Activation::kRelu, false, neurons);
-  for (const int hidden : {64, 576, 4096, 9216}) {
-    check_norm(device, NormKind::kRms, 3, hidden);
-    check_norm(device, NormKind::kLayer, 5, hidden);
+  // What the residual stream has, and what it has in post-norm models.
+  for (const DType type : {DType::kF32, DType::kBF16}) {
+    for (const int rows : {1, 2, 7, 16, 17, 33, 64, 100})
+      for (const bool bias : {false, true})
+        check_linear(device, rows, 200 + 8 * rows, 320, bias, type);
+    check_linear(device, 5, 264, 576, true, type);
+    for (const int rows : {1, 3, 16, 40, 70}) {
+      check_mlp(device, rows, 256, 512, Activation::kSilu, true, 0, type);
+      check_mlp(device, rows, 256, 512, Activation::kGelu, false, 0, type);
+      check_mlp(device, rows, 256, 512, Activation::kRelu, false, 0, type);
+    }
+    for (const int rows : {1, 2, 16, 20, 33, 64, 70})
+      for (const int neurons : {1, 30, 128, 333})
+        check_mlp(device, rows, 288, 512, Activation::kRelu, false, neurons, type);
+    for (const int hidden : {64, 576, 4096, 9216}) {
+      check_norm(device, NormKind::kRms, 3, hidden, type);
+      check_norm(device, NormKind::kLayer, 5, hidden, type);
+    }
   }
   for (const DType type : {DType::kBF16, DType::kF16, DType::kF32}) {
     check_attention(device, **cpu, 8, 8, 64, type, false);

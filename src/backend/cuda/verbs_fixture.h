@@ -52,6 +52,21 @@ inline Tensor matrix(const Buffer& buffer, int64_t rows, int64_t width) {
   return Tensor{buffer.data(), DType::kBF16, {rows, width, 1, 1}, 2};
 }
 
+/// Values in the type of the residual stream, or in that of activations.
+inline Buffer values_in(Device& device, const std::vector<float>& v, DType type) {
+  return type == DType::kF32 ? to_device(device, v) : activations(device, v);
+}
+inline Tensor matrix(const Buffer& buffer, int64_t rows, int64_t width, DType type) {
+  return Tensor{buffer.data(), type, {rows, width, 1, 1}, 2};
+}
+inline std::vector<float> from_device(Device& device, const Buffer& buffer, size_t count,
+                                      DType type) {
+  if (type != DType::kF32) return from_device(device, buffer, count);
+  std::vector<float> v(count);
+  device.download(v.data(), buffer.data(), count * sizeof(float));
+  return v;
+}
+
 /// Largest difference, relative to the reference's root mean square.
 inline void expect_near(const char* what, const std::vector<float>& got,
                         const std::vector<double>& want, double bound) {

@@ -86,6 +86,15 @@ __device__ __forceinline__ void wgmma(float (&d)[4][4], uint64_t a, uint64_t b) 
       : "l"(a), "l"(b), "n"(kTransposed));
 }
 template <bool kTransposed>
+__device__ __forceinline__ void wgmma(float (&d)[6][4], uint64_t a, uint64_t b) {
+  asm volatile(
+      "{.reg .pred p; setp.eq.u32 p, 0, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n48k16.f32.bf16.bf16 {%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,"
+      "%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23}, %24, %25, p, 1, 1, %26, 0;}"
+      : POLAR_D(0), POLAR_D(1), POLAR_D(2), POLAR_D(3), POLAR_D(4), POLAR_D(5)
+      : "l"(a), "l"(b), "n"(kTransposed));
+}
+template <bool kTransposed>
 __device__ __forceinline__ void wgmma(float (&d)[8][4], uint64_t a, uint64_t b) {
   asm volatile(
       "{.reg .pred p; setp.eq.u32 p, 0, 0;\n"
