@@ -223,7 +223,12 @@ void CudaDevice::replay(uint64_t key, const std::function<void()>& step) {
   Recorded& recorded = recorded_[key];
   ops_->changed(nullptr);  // what one step left behind holds for no other
   // The first run is eager: it allocates, and it times the algorithms of products it has not seen.
-  if (recorded.runs++ == 0) return step();
+  if (recorded.runs++ == 0) {
+    tries_ = true;
+    step();
+    tries_ = false;
+    return;
+  }
   if (recorded.graph == nullptr) {
     cudaGraph_t graph = nullptr;
     POLAR_CUDA(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal));

@@ -61,6 +61,8 @@ class CudaDevice : public Device {
 
   cudaStream_t stream() const { return stream_; }
   bool capturing() const { return capturing_; }
+  /// Whether the step at hand will be recorded: what is found by trial in it pays.
+  bool tries() const { return tries_; }
   int processors() const { return properties_.multiProcessorCount; }
   const cudaDeviceProp& properties() const { return properties_; }
   /// Memory of the backend's own that lives as long as the device and is zero at first. Also inside
@@ -98,7 +100,7 @@ class CudaDevice : public Device {
   std::byte* bounce_ = nullptr;
   size_t bounce_at_ = 0;
   std::vector<Download> downloads_;
-  bool capturing_ = false;
+  bool capturing_ = false, tries_ = false;
   struct Recorded {
     int runs = 0;
     cudaGraphExec_t graph = nullptr;

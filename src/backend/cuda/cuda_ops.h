@@ -53,9 +53,10 @@ class CudaOps : public Ops {
   /// One way for each cut of the own kernels.
   void add_ways(std::vector<Way>& ways, const SkinnyLaunch& launch) const;
   void add_ways(std::vector<Way>& ways, const GatherDownLaunch& launch) const;
-  /// The fastest of some ways to the same product, found once, outside of captures; of ways that
-  /// take as long the one of the fewest nodes. The trials take other weights of that size, so that
-  /// they come from memory, unless rows are gathered.
+  /// The fastest of some ways to the same product, found once, in steps that are recorded next
+  /// (others have as many numbers of rows as there are prompts); of ways that take as long the one
+  /// of the fewest nodes. The trials take other weights of that size, so that they come from
+  /// memory, unless rows are gathered.
   void fastest(const Choice& key, const void* weight, const std::vector<Way>& ways);
   /// Microseconds of one of several trials, and a trial's nodes.
   std::pair<float, size_t> try_way(const Choice& key, const void* weight, const Way& way);
