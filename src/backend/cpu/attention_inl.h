@@ -84,17 +84,36 @@ inline void score_pages(const Query* queries, const PageSlice* pages, const std:
 /// Below every score: of what is hidden, and of a query that has seen nothing.
 inline constexpr float kHidden = -3.0e38f;
 
+/// What a query sees of a strip's pages.
+struct VisibleSlots {
+  int first[kStripPages], last[kStripPages];
+  bool whole;  // all of them
+
+  void find(const Query& query, const PageSlice* pages, int page_count) {
+    whole = true;
+    for (int p = 0; p < page_count; ++p) {
+      visible_slots(pages[p], query.low, query.high, &first[p], &last[p]);
+      whole = whole && first[p] == 0 && last[p] == kSlots;
+    }
+  }
+  /// Gives `value` to what it does not see.
+  void hide(float* scores, int page_count, float value) const {
+    if (whole) return;
+    for (int p = 0; p < page_count; ++p) {
+      for (int s = 0; s < first[p]; ++s) scores[p * kSlots + s] = value;
+      for (int s = last[p]; s < kSlots; ++s) scores[p * kSlots + s] = value;
+    }
+  }
+};
+
 /// Turns one query's scores of a strip into weights, in place, and brings what it has so far to the
 /// new maximum.
-inline void soften(Query& query, const PageSlice* pages, int page_count, int head_dim,
+inline void soften(Query& query, const VisibleSlots& visible, int page_count, int head_dim,
                    float* scores) {
-  int first[kStripPages], last[kStripPages];
+  visible.hide(scores, page_count, kHidden);
   Vec top = broadcast(kHidden);
   for (int p = 0; p < page_count; ++p) {
-    visible_slots(pages[p], query.low, query.high, &first[p], &last[p]);
-    float* page = scores + p * kSlots;
-    for (int s = 0; s < first[p]; ++s) page[s] = kHidden;
-    for (int s = last[p]; s < kSlots; ++s) page[s] = kHidden;
+    const float* page = scores + p * kSlots;
     POLAR_UNROLL
     for (int v = 0; v < kSlotVecs; ++v) top = max(top, load(page + v * kLanes));
   }
@@ -112,11 +131,9 @@ inline void soften(Query& query, const PageSlice* pages, int page_count, int hea
     POLAR_UNROLL
     for (int v = 0; v < kSlotVecs; ++v)
       store(page + v * kLanes, exp(sub(load(page + v * kLanes), shift)));
-    for (int s = 0; s < first[p]; ++s) page[s] = 0.0f;
-    for (int s = last[p]; s < kSlots; ++s) page[s] = 0.0f;
-    POLAR_UNROLL
-    for (int v = 0; v < kSlotVecs; ++v) sum = add(sum, load(page + v * kLanes));
   }
+  visible.hide(scores, page_count, 0.0f);
+  for (int v = 0; v < page_count * kSlotVecs; ++v) sum = add(sum, load(scores + v * kLanes));
   query.sum += reduce_add(sum);
 }
 
@@ -219,9 +236,11 @@ template <typename Fn>
   }
 }
 
-/// Pages that a tile of that many queries is scored against at once.
+/// Pages that a tile of that many queries is scored against at once. Two pages' sums stand beside
+/// what both of them broadcast: 16 registers hold that for two queries, 32 for six.
 constexpr int scored_pages(int queries) {
-  return queries * kSlotVecs <= 2 ? 4 : queries * kSlotVecs <= 6 ? 2 : 1;
+  constexpr int kMostOfTwo = kLanes == 16 ? 6 : 4;
+  return queries * kSlotVecs <= 2 ? 4 : queries * kSlotVecs <= kMostOfTwo ? 2 : 1;
 }
 
 /// Scores `P` pages of a strip for all queries; the first tile fetches their values.
@@ -251,8 +270,12 @@ inline void attend_strip(const AttendArgs& a, const PageSlice* pages, int count,
   for (; page < count; ++page) score_all<type, 1>(a, pages + page, half, a.scratch + page * kSlots);
 
   int32_t low = a.queries[0].low, high = a.queries[0].high;
+  VisibleSlots visible;
   for (int q = 0; q < a.query_count; ++q) {
-    soften(a.queries[q], pages, count, a.head_dim, a.scratch + q * kStripTokens);
+    const bool as_before = q > 0 && a.queries[q].low == a.queries[q - 1].low &&
+                           a.queries[q].high == a.queries[q - 1].high;
+    if (!as_before) visible.find(a.queries[q], pages, count);
+    soften(a.queries[q], visible, count, a.head_dim, a.scratch + q * kStripTokens);
     low = a.queries[q].low < low ? a.queries[q].low : low;
     high = a.queries[q].high > high ? a.queries[q].high : high;
   }
