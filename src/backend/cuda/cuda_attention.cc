@@ -94,7 +94,7 @@ void CudaOps::plan(const PlanArgs& args) {
     return;
   }
   launch.schedule = schedule_for(units);
-  POLAR_CUDA(launch_plan(launch, device_.stream(), true));
+  POLAR_CUDA(launch_plan(launch, device_.stream()));
   if (chooses) choose_pages(args, launch, alone);
   dense_plan_ = args.budgets == nullptr ? dense : DensePlan{};
 }
@@ -221,14 +221,25 @@ void CudaOps::attention(const AttentionArgs& args) {
   scheduled_ = nullptr;
   const size_t offset = static_cast<size_t>(first) * args.heads * kv.head_dim * 2;
   const DecodeAttention decode{
-      layer, kv.dtype, kv.head_dim, kv.kv_heads, group, units, args.window, args.scale, batch.pages,
-      batch.list_begin(), schedule_at(beside_ != nullptr ? beside_->schedule : schedule_, shares_),
-      beside_ != nullptr ? beside_->ranges : args.plan->units, args.query.as<std::byte>() + offset,
-      args.output.as<std::byte>() + offset,
-      attention_scratch_at(attention_scratch(units, group, kv.head_dim), units, shares_, group),
-      beside_ == nullptr,
+      .kv = layer,
+      .kv_dtype = kv.dtype,
+      .head_dim = kv.head_dim,
+      .kv_heads = kv.kv_heads,
+      .group = group,
+      .units = units,
+      .window = args.window,
+      .scale = args.scale,
+      .pages = batch.pages,
+      .list_begin = batch.list_begin(),
+      .schedule = schedule_at(beside_ != nullptr ? beside_->schedule : schedule_, shares_),
+      .plan = beside_ != nullptr ? beside_->ranges : args.plan->units,
+      .query = args.query.as<std::byte>() + offset,
+      .output = args.output.as<std::byte>() + offset,
+      .scratch =
+          attention_scratch_at(attention_scratch(units, group, kv.head_dim), units, shares_, group),
+      .early = beside_ == nullptr,
       // One row a sequence: what this step writes lies in last pages.
-      shares_plan_ && first == 0 && batch.rows == batch.sequences};
+      .settled = shares_plan_ && first == 0 && batch.rows == batch.sequences};
   beside_ = nullptr;
   shares_plan_ = false;
   POLAR_CUDA(launch_decode_attention(decode, device_.stream()));

@@ -75,9 +75,8 @@ inline constexpr int kTwoPerProcessorBytes = 108 << 10;  // the ring of one of t
 
 /// How a product is cut into blocks.
 struct ProductCut {
-  int parts = 1;  // of a tile's inputs: 1, 2, 4 or 8; above 1 only on GPUs with clusters
-  int per_processor =
-      3;  // blocks that share a multiprocessor: 2 with long rings, 3 with short ones
+  int parts = 1;          // of a tile's inputs: 1, 2, 4 or 8; above 1 only with clusters
+  int per_processor = 3;  // blocks on a multiprocessor: 2 with long rings, 3 with short ones
 };
 struct ProductLimits {
   int processors = 0, shared_bytes = 0;  // of the GPU; of a block

@@ -191,7 +191,8 @@ __device__ __forceinline__ void multiply(uint32_t stage, float (&sums)[S::kNTile
     const uint64_t x = wgmma_matrix(x_step<S>(stage, step));
     wgmma<S::kLayout == Layout::kOutputs>(sums, wgmma_matrix(matrix_step<S>(stage, step)), x);
   }
-  wgmma_end();
+  wgmma_commit();
+  wgmma_wait<0>();
 }
 #else
 template <typename S>

@@ -35,9 +35,6 @@ __device__ __forceinline__ void wgmma_sees_copies() {
 __device__ __forceinline__ void wgmma_begin() {
   asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 }
-__device__ __forceinline__ void wgmma_end() {
-  asm volatile("wgmma.commit_group.sync.aligned;\nwgmma.wait_group.sync.aligned 0;" ::: "memory");
-}
 
 /// Products queued by now become a group; all but the newest kPending groups are finished.
 __device__ __forceinline__ void wgmma_commit() {
