@@ -111,11 +111,13 @@ struct SkinnyLaunch {
 void launch_skinny(const SkinnyLaunch& args, const ProductCut& cut, cudaStream_t stream);
 
 struct GatherDownLaunch {
-  const void* a = nullptr;         // [rows][count] bf16, stride a_stride
-  int64_t a_stride = 0;            // % 8 == 0
-  int rows = 0;                    // at most kMostSkinnyRows
-  const void* weight = nullptr;    // [stored rows][outputs] bf16: row j is column j of the matrix
-  const int32_t* index = nullptr;  // [count] or null
+  const void* a = nullptr;       // [rows][count] bf16, stride a_stride
+  int64_t a_stride = 0;          // % 8 == 0
+  int rows = 0;                  // at most kMostSkinnyRows
+  const void* weight = nullptr;  // [stored rows][outputs] bf16: row j is column j of the matrix
+  /// [count] or null. Read before the kernel in front has ended: that one must have waited for what
+  /// wrote it, as the gathered product by the same list has.
+  const int32_t* index = nullptr;
   int count = 0;
   int outputs = 0;  // % 8 == 0
   const float* bias = nullptr;

@@ -13,6 +13,7 @@
 #include <algorithm>
 
 #include "backend/cuda/activation.cuh"
+#include "backend/cuda/async_copy.cuh"
 #include "backend/cuda/cluster.cuh"
 #include "backend/cuda/cuda_check.h"
 #include "backend/cuda/kernels.h"
@@ -77,19 +78,6 @@ struct Shape {
   static_assert(kLayout == Layout::kInputs || kSpan == 64);
   static_assert(kValues * kThreads * 4 <= kSharedBytes);
 };
-
-/// 16 bytes to shared memory, those behind `bytes` zero.
-__device__ __forceinline__ void copy16(uint32_t to, const void* from, int bytes) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes)
-               : "memory");
-}
-__device__ __forceinline__ void commit_copies() {
-  asm volatile("cp.async.commit_group;" ::: "memory");
-}
-template <int kPending>
-__device__ __forceinline__ void wait_copies() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
-}
 
 /// Requests chunks of a tile's matrix, one after the other: rows as they are stored (of inputs or
 /// of outputs), units of 16 bytes permuted by the row. A thread copies one column of units.
@@ -248,18 +236,30 @@ struct Place {
   }
 };
 
+/// A thread's biases, of the two outputs that it stores: of a gated pair the gate's and the up's.
+/// Loaded early, since an end that waits for memory is in nobody's shadow.
 template <typename S>
-__device__ __forceinline__ void store(const Product& p, int tile, int i, float v, float up) {
+struct Biases {
+  float of[2] = {};
+  __device__ Biases(const Product& p, int tile) {
+    if (p.bias == nullptr) return;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int n = min(Place<S>(tile, 2 * i).n, p.n - 1);
+      const bool gathered = S::kLayout == Layout::kInputs && p.index != nullptr;
+      of[i] = p.bias[(gathered ? p.index[n] : n) + (S::kGated && i == 1 ? p.n : 0)];
+    }
+  }
+};
+
+template <typename S>
+__device__ __forceinline__ void store(const Product& p, int tile, const Biases<S>& biases, int i,
+                                      float v, float up) {
   const Place<S> place(tile, i);
   if (place.n >= p.n || place.row >= p.rows) return;
-  if (p.bias != nullptr) {
-    const bool gathered = S::kLayout == Layout::kInputs && p.index != nullptr;
-    const int stored = gathered ? p.index[place.n] : place.n;
-    v += p.bias[stored];
-    if (S::kGated) up += p.bias[stored + p.n];
-  }
+  v += S::kGated || i % 4 < 2 ? biases.of[0] : biases.of[1];
   if (p.activate) v = activated(p.activation, v);
-  if (S::kGated) v *= up;
+  if (S::kGated) v *= up + biases.of[1];
   const int64_t to = place.row * p.y_stride + place.n;
   if (p.y_f32) {
     static_cast<float*>(p.y)[to] = v;
@@ -271,7 +271,7 @@ __device__ __forceinline__ void store(const Product& p, int tile, int i, float v
 #if __CUDA_ARCH__ >= 900
 /// Adds up the sums of a cluster's blocks and stores this block's share of them.
 template <typename S, int kParts>
-__device__ void add_up(const Product& p, int tile, uint32_t sums) {
+__device__ void add_up(const Product& p, int tile, const Biases<S>& biases, uint32_t sums) {
   const int part = blockIdx.x % kParts;
   uint32_t from[kParts];
 #pragma unroll
@@ -287,7 +287,7 @@ __device__ void add_up(const Product& p, int tile, uint32_t sums) {
       v += load_cluster(from[other] + i * S::kThreads * 4);
       if (S::kGated) up += load_cluster(from[other] + (i + 2) * S::kThreads * 4);
     }
-    store<S>(p, tile, i, v, up);
+    store<S>(p, tile, biases, i, v, up);
   }
 }
 #endif
@@ -299,13 +299,17 @@ __global__ void __launch_bounds__(S::kThreads, S::kPerProcessor)
   const uint32_t base = shared_address(ring);
   const int tile = blockIdx.x / p.parts, part = blockIdx.x % p.parts;
   const int begin = p.chunks * part / p.parts, end = p.chunks * (part + 1) / p.parts;
+  // Rows that the kernel in front chooses are known when it has ended, and then also to the next
+  // kernel before this one has ended: a gathered second product requests its rows at once.
+  const bool chosen_in_front = S::kLayout == Layout::kInputs && p.index != nullptr;
+  if (chosen_in_front) wait_for_previous();
   let_next_begin();
-  if (p.index != nullptr) wait_for_previous();
   MatrixLoader<S> matrix(p, tile, begin);
   constexpr int kAhead = S::kStages - 1;
 #pragma unroll 1
   for (int i = 0; i < kAhead && begin + i < end; ++i) matrix.load(base + i * S::kStageBytes);
-  if (p.index == nullptr) wait_for_previous();
+  const Biases<S> biases(p, tile);
+  if (!chosen_in_front) wait_for_previous();
 #pragma unroll 1
   for (int i = 0; i < kAhead; ++i) {
     if (begin + i < end) load_x<S>(p, begin + i, base + i * S::kStageBytes);
@@ -336,7 +340,7 @@ __global__ void __launch_bounds__(S::kThreads, S::kPerProcessor)
 #pragma unroll
     for (int j = 0; j < S::kStored; ++j) {
       const int i = sum_of<S>(j);
-      store<S>(p, tile, i, flat[i], S::kGated ? flat[i + 2] : 0.0f);
+      store<S>(p, tile, biases, i, flat[i], S::kGated ? flat[i + 2] : 0.0f);
     }
     return;
   }
@@ -348,9 +352,9 @@ __global__ void __launch_bounds__(S::kThreads, S::kPerProcessor)
   for (int i = 0; i < S::kValues; ++i) left[i * S::kThreads] = flat[i];
   cluster_barrier();
   const uint32_t mine = base + threadIdx.x * 4;
-  if (p.parts == 2) add_up<S, 2>(p, tile, mine);
-  if (p.parts == 4) add_up<S, 4>(p, tile, mine);
-  if (p.parts == 8) add_up<S, 8>(p, tile, mine);
+  if (p.parts == 2) add_up<S, 2>(p, tile, biases, mine);
+  if (p.parts == 4) add_up<S, 4>(p, tile, biases, mine);
+  if (p.parts == 8) add_up<S, 8>(p, tile, biases, mine);
   cluster_barrier();  // until then others may read here
 #endif
 }
