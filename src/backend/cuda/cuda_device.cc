@@ -287,33 +287,36 @@ std::vector<VerbCost> CudaDevice::trace(const std::function<void()>& step) {
   return costs;
 }
 
-/// A Q4_0 matrix, rearranged on the way: codes as FourBitLaunch wants them, scales in bf16.
+/// A Q4_0 matrix, rearranged on the way to what launch_four_bit reads.
 Result<std::unique_ptr<Weight>> CudaDevice::prepare_four_bits(const WeightSource& source) {
   constexpr int64_t kBlock = 32, kStored = 18;  // of a Q4_0 block: values, bytes
+  constexpr int kBlocks = kFourBitInputs / kBlock;
   const Tensor& part = source.parts[0];
-  const int64_t rows = part.shape[0], columns = part.shape[1], in_row = columns / kBlock;
-  constexpr int64_t kChunk = kFourBitInputs / kBlock;  // blocks
-  const int64_t padded = (in_row + kChunk - 1) / kChunk * kChunk;
-  const size_t code_bytes = static_cast<size_t>(rows) * padded * 16;
-  std::vector<std::byte> host(code_bytes + rows * padded * sizeof(uint16_t));
+  const int64_t rows = part.shape[0], columns = part.shape[1], in_row = columns / kBlock,
+                pieces = four_bit_pieces(columns);
+  std::vector<std::byte> host((rows + kFourBitRows - 1) / kFourBitRows * pieces * kFourBitPiece);
   POLAR_ASSIGN(Buffer data, allocate(host.size(), source.name.c_str()));
   in_parallel(rows * in_row, [&](int64_t low, int64_t high) {
     for (int64_t i = low; i < high; ++i) {
-      const int64_t block = i / in_row * padded + i % in_row;
+      const int64_t row = i / in_row, block = i % in_row;
+      const int inside = static_cast<int>(row % kFourBitRows),
+                of_piece = static_cast<int>(block % kBlocks);
+      std::byte* piece =
+          host.data() + (row / kFourBitRows * pieces + block / kBlocks) * kFourBitPiece;
       const auto* stored = part.as<uint8_t>() + i * kStored;
       uint16_t bits;
       std::memcpy(&bits, stored, sizeof(bits));
       bits = f32_to_bf16(f16_to_f32(bits));
-      std::memcpy(host.data() + code_bytes + block * sizeof(bits), &bits, sizeof(bits));
+      std::memcpy(piece + kFourBitScales + (inside * kBlocks + of_piece) * sizeof(bits), &bits,
+                  sizeof(bits));
       const auto code = [&](int of) {
         return of < 16 ? stored[2 + of] & 15u : stored[2 + of - 16] >> 4u;
       };
       for (int word = 0; word < 4; ++word) {
         uint32_t codes = 0;
         for (int j = 0; j < 8; ++j) codes |= code(word * 8 + j) << (j % 2 * 16 + j / 2 * 4);
-        const int64_t chunk = block / kChunk;
-        std::memcpy(host.data() + (chunk * kChunk * 4 + four_bit_word(block % kChunk, word)) * 4,
-                    &codes, sizeof(codes));
+        std::memcpy(piece + four_bit_word(inside, of_piece, word) * sizeof(codes), &codes,
+                    sizeof(codes));
       }
     }
   });

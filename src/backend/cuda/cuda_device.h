@@ -24,8 +24,6 @@ class CudaWeight : public Weight {
   const void* data() const { return data_.data(); }
   bool gathers() const { return form_ == Form::kTurned; }
   bool four_bits() const { return form_ == Form::kFourBits; }
-  /// Of four bits: an eighth of the memory behind the codes.
-  const void* scales() const { return data_.as<std::byte>() + data_.bytes() / 9 * 8; }
 
  private:
   Buffer data_;

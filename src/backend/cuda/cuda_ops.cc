@@ -315,30 +315,25 @@ void CudaOps::neurons(const NeuronArgs& args) {
     x = narrow;
     width = rank;
   }
-  NeuronChoiceLaunch launch;
-  auto* logits = static_cast<float*>(
-      neuron_logits_.at_least(device_, static_cast<size_t>(rows) * ffn * sizeof(float)));
+  NeuronScores scores{args.by, 1.0f / args.unit};
+  // The keys, and behind them the counters.
+  scores.keys = static_cast<uint32_t*>(
+      neuron_keys_.at_least(device_, (kMostNeurons + kNeuronBins) * sizeof(uint32_t)));
+  scores.bins = reinterpret_cast<int32_t*>(scores.keys + kMostNeurons);
   const CudaWeight& wide = cuda(*args.wide);
+  const bool at_once = wide.four_bits() && rows <= kMostSkinnyRows;  // without logits
+  auto* logits = at_once ? nullptr
+                         : static_cast<float*>(neuron_logits_.at_least(
+                               device_, static_cast<size_t>(rows) * ffn * sizeof(float)));
   if (wide.four_bits()) {
-    launch_four_bit({x, width, rows, wide.data(), wide.scales(), ffn, static_cast<int>(width),
-                     args.bias, logits},
-                    device_.stream());
+    launch_four_bit(
+        {x, width, rows, wide.data(), ffn, static_cast<int>(width), args.bias, logits, scores},
+        device_.stream());
   } else {
     product(x, width, rows, wide, args.bias, false, logits, ffn, true);
   }
-  launch.logits = logits;
-  launch.rows = rows;
-  launch.ffn = ffn;
-  launch.inverse_unit = 1.0f / args.unit;
-  launch.by = args.by;
-  launch.count = args.count;
-  // The keys, and behind them the counters.
-  launch.keys = static_cast<uint32_t*>(
-      neuron_keys_.at_least(device_, (kMostNeurons + kNeuronBins + 1) * sizeof(uint32_t)));
-  launch.bins = reinterpret_cast<int32_t*>(launch.keys + kMostNeurons);
-  launch.arrived = launch.bins + kNeuronBins;
-  launch.index = args.index;
-  launch_choose_neurons(launch, device_.stream());
+  if (!at_once) launch_score_neurons(logits, rows, ffn, scores, device_.stream());
+  launch_list_neurons(scores, ffn, args.count, args.index, device_.stream());
   POLAR_CUDA(cudaGetLastError());
 }
 

@@ -129,49 +129,55 @@ void launch_gather_down(const GatherDownLaunch& args, const ProductCut& cut, cud
 
 // Neurons (four_bit.cu, choose_neurons.cu).
 
-inline constexpr int kFourBitInputs = 256;  // rows of four bits are padded to such chunks
-
-/// Where in its chunk the word lies that holds inputs 8 part to 8 part + 7 of block `block`. A lane
-/// reads one part of every block, four blocks at once, so that the four lanes of a row always read
-/// neighbours, of codes and of inputs.
-constexpr int four_bit_word(int block, int part) {
-  return block / 4 * 16 + part * 4 + block % 4;
+// A matrix of four bits a value lies in memory as its product reads it, without gaps: a piece is 16
+// rows by 256 inputs, first the codes as the tensor core's lanes take them, then the scales, bf16,
+// of each block of 32 inputs. Pieces of the same rows follow each other; zeros pad rows to whole
+// pieces and inputs to pairs of them.
+inline constexpr int kFourBitRows = 16, kFourBitInputs = 256;
+inline constexpr int kFourBitScales = kFourBitRows * kFourBitInputs / 2;  // where they begin, bytes
+inline constexpr int kFourBitPiece = kFourBitScales + kFourBitRows * kFourBitInputs / 32 * 2;
+constexpr int64_t four_bit_pieces(int64_t inputs) {
+  return (inputs + 2 * kFourBitInputs - 1) / (2 * kFourBitInputs) * 2;
 }
+/// Where in its piece the word lies that holds inputs 8 part to 8 part + 7 of a row's block. Of a
+/// word's inputs the first lies in the low half's lowest four bits, the second in the high half's,
+/// the third in the low half's next, and so on.
+constexpr int four_bit_word(int row, int block, int part) {
+  return ((block / 4 * 2 + row / 8) * 32 + row % 8 * 4 + part) * 4 + block % 4;
+}
+
+inline constexpr int kMostNeurons = 65536;  // of a layer
+inline constexpr int kNeuronBins = 2048;
+
+/// How neurons are ranked, and where: by the scores of union_scores().
+struct NeuronScores {
+  UnionBy by = UnionBy::kSum;  // not kRows
+  float inverse_unit = 1.0f;   // times the logits
+  uint32_t* keys = nullptr;    // [neurons] out: in the order of the scores
+  int32_t* bins = nullptr;     // [kNeuronBins] zeros: are increased by the keys' counts
+};
 
 struct FourBitLaunch {
   const void* x = nullptr;  // [rows][k] bf16, stride x_stride values, % 8 == 0
   int64_t x_stride = 0;
   int rows = 0;
-  /// [n][chunks of 256 inputs][32 words of 8 inputs], the words as four_bit_word() orders them. Of
-  /// a word's inputs the first lies in the low half's lowest four bits, the second in the high
-  /// half's, the third in the low half's next, and so on.
-  const void* codes = nullptr;
-  const void* scales = nullptr;  // bf16, of each block of 32 inputs; zeros behind k
+  const void* matrix = nullptr;  // [n / 16][four_bit_pieces(k)][kFourBitPiece]
   int n = 0;                     // outputs
   int k = 0;                     // % 32 == 0
   const float* bias = nullptr;   // [n] or null
-  float* y = nullptr;            // [rows][n]
+  float* y = nullptr;            // [rows][n], or null: the outputs are logits of neurons,
+  NeuronScores scores;           // which are ranked; at most kMostSkinnyRows rows then
 };
 /// y = x W^T + bias, W = scale (code - 8); one node for each 64 rows.
 void launch_four_bit(const FourBitLaunch& args, cudaStream_t stream);
 
-inline constexpr int kMostNeurons = 65536;  // of a layer
-inline constexpr int kNeuronBins = 2048;
-
-struct NeuronChoiceLaunch {
-  const float* logits = nullptr;  // [rows][ffn]
-  int rows = 0;
-  int ffn = 0;                // at most kMostNeurons
-  float inverse_unit = 1.0f;  // times the logits
-  UnionBy by = UnionBy::kSum;
-  int count = 0;               // 1 to ffn
-  uint32_t* keys = nullptr;    // [ffn] scratch
-  int32_t* bins = nullptr;     // [kNeuronBins] zeros that stay zeros
-  int32_t* arrived = nullptr;  // as they
-  int32_t* index = nullptr;    // [count] out, ascending
-};
-/// The `count` best neurons by union_scores(); one node.
-void launch_choose_neurons(const NeuronChoiceLaunch& args, cudaStream_t stream);
+/// Ranks the neurons of logits [rows][ffn]; one node.
+void launch_score_neurons(const float* logits, int rows, int ffn, const NeuronScores& scores,
+                          cudaStream_t stream);
+/// The `count` best of [0, ffn) as an ascending list; of equal ones the lower. Leaves zeros in the
+/// bins. One node.
+void launch_list_neurons(const NeuronScores& scores, int ffn, int count, int32_t* index,
+                         cudaStream_t stream);
 
 // Sampling (sample.cu).
 void launch_sample(const SampleArgs& args, cudaStream_t stream);

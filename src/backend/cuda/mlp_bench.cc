@@ -45,12 +45,15 @@ void bench(Device& device, int hidden, int ffn, uint64_t& key) {
     POLAR_CHECK(made.ok());
     routers.push_back(std::move(made).value());
   }
+  std::vector<uint16_t> inputs(static_cast<size_t>(64) * hidden);
+  for (uint16_t& v : inputs) v = f32_to_bf16(std::normal_distribution<float>()(random));
   const Buffer bias = memory(device, ffn * sizeof(float)),
                index = memory(device, ffn * sizeof(int32_t));
   for (const int batch : {1, 16, 64}) {
     const Buffer x = memory(device, static_cast<size_t>(batch) * hidden * 2),
                  y = memory(device, static_cast<size_t>(batch) * hidden * 2),
                  scratch = memory(device, static_cast<size_t>(batch) * ffn * 2);
+    device.upload(x.data(), inputs.data(), static_cast<size_t>(batch) * hidden * 2);
     const auto view = [&](const Buffer& b, int64_t w) {
       return Tensor{b.data(), DType::kBF16, {batch, w, 1, 1}, 2};
     };

@@ -44,13 +44,12 @@ void check_choice(Device& device, int rows, int ffn, int count, UnionBy by) {
                             : std::normal_distribution<float>(-2.0f, 3.0f)(random);
   const Buffer dl = to_device(device, logits), index = poisoned(device, count, 4),
                keys = poisoned(device, ffn, 4),
-               zeros = to_device(device, std::vector<int32_t>(cuda::kNeuronBins + 1));
+               zeros = to_device(device, std::vector<int32_t>(cuda::kNeuronBins));
   device.synchronize();
   for (int run = 0; run < 2; ++run) {
-    cuda::launch_choose_neurons(
-        {dl.as<float>(), rows, ffn, 0.5f, by, count, keys.as<uint32_t>(), zeros.as<int32_t>(),
-         zeros.as<int32_t>() + cuda::kNeuronBins, index.as<int32_t>()},
-        nullptr);
+    const cuda::NeuronScores scores{by, 0.5f, keys.as<uint32_t>(), zeros.as<int32_t>()};
+    cuda::launch_score_neurons(dl.as<float>(), rows, ffn, scores, nullptr);
+    cuda::launch_list_neurons(scores, ffn, count, index.as<int32_t>(), nullptr);
     POLAR_CHECK(cudaDeviceSynchronize() == cudaSuccess);
   }
   for (float& v : logits) v *= 0.5f;
@@ -84,8 +83,8 @@ void check_verb(Device& device, int rows, int hidden, int ffn, int rank, int cou
     auto made = device.prepare({"check", {view}, false, true});
     POLAR_CHECK(made.ok());
     wide = std::move(made).value();
-    const size_t padded = (width + 255) / 256 * 256;
-    expect("bytes of four bits", wide->bytes() == dtype_bytes(DType::kQ4_0, ffn * padded));
+    const size_t rows_padded = (ffn + 15) / 16 * 16, padded = (width + 511) / 512 * 512;
+    expect("bytes of four bits", wide->bytes() == dtype_bytes(DType::kQ4_0, rows_padded * padded));
   } else {
     wide = weight(device, b_bits, ffn, width);
   }
