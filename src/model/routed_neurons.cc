@@ -2,9 +2,12 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cstring>
 #include <limits>
+#include <random>
 
 #include "backend/device_values.h"
+#include "core/dtype.h"
 
 namespace polar::model {
 
@@ -129,8 +132,18 @@ Status RoutedNeurons::add_routing(backend::Device& device, MlpCost::Sample& samp
   const auto bytes = [&](int64_t width) { return dtype_bytes(type, sample.rows * width); };
   POLAR_ASSIGN(backend::Buffer x, device.allocate(bytes(routers_->hidden), "timing a router"));
   POLAR_ASSIGN(backend::Buffer scratch, device.allocate(bytes(routers_->ffn), "timing a router"));
-  const std::vector<std::byte> zeros(bytes(routers_->hidden));
-  device.upload(x.data(), zeros.data(), zeros.size());
+  // Random: of zeros all neurons would be as good as each other, which takes longer to rank.
+  POLAR_CHECK(type == DType::kF32 || type == DType::kBF16);
+  std::mt19937 random(1);
+  std::normal_distribution<float> normal;
+  std::vector<std::byte> inputs(bytes(routers_->hidden));
+  for (size_t at = 0; at < inputs.size(); at += dtype_bytes(type, 1)) {
+    const float value = normal(random);
+    const uint16_t narrow = f32_to_bf16(value);
+    type == DType::kF32 ? std::memcpy(&inputs[at], &value, sizeof(value))
+                        : std::memcpy(&inputs[at], &narrow, sizeof(narrow));
+  }
+  device.upload(x.data(), inputs.data(), inputs.size());
   const Tensor in{x.data(), type, {sample.rows, routers_->hidden, 1, 1}, 2};
   const Tensor out{scratch.data(), type, {sample.rows, routers_->ffn, 1, 1}, 2};
   const double recall = *std::max_element(recalls_.begin(), recalls_.end());
