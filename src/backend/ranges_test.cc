@@ -32,7 +32,7 @@ TEST(Ranges, AgreeWithASetOfPagesBuiltTokenByToken) {
             if (page < sink || page >= own - recent) windowed.insert(page);
           }
           EXPECT_EQ(pages_of(full_ranges(position, window, 1000), 1000), full);
-          EXPECT_EQ(pages_of(window_ranges(position, window, 1000, sink, recent), 1000), windowed)
+          EXPECT_EQ(pages_of(window_ranges(position, window, 1000, {sink, recent}), 1000), windowed)
               << "position " << position << ", window " << window << ", sink " << sink
               << ", recent " << recent;
         }
@@ -43,7 +43,7 @@ TEST(Ranges, AgreeWithASetOfPagesBuiltTokenByToken) {
 
 TEST(Ranges, EndWithTheRowsOwnPage) {
   for (int position = 0; position < 100; ++position) {
-    const PageRanges ranges = window_ranges(position, 0, 7, 1, 2);
+    const PageRanges ranges = window_ranges(position, 0, 7, {1, 2});
     ASSERT_GT(ranges.tail_count, 0);
     EXPECT_EQ(ranges.tail_begin + ranges.tail_count - 1, 7 + position / kPageTokens);
   }

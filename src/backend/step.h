@@ -44,8 +44,9 @@ struct Batch {
 
 /// What a planned row has read so far in a step, summed over layers and KV heads.
 struct ReadCount {
-  int32_t blocks = 0;  // of KV (KvView::block_bytes each)
-  int32_t scored = 0;  // indices of pages, to choose among them (KvView::index_bytes each)
+  int32_t blocks = 0;     // of KV (KvView::block_bytes each)
+  int32_t scored = 0;     // indices of pages, to choose among them (KvView::index_bytes each)
+  int32_t summaries = 0;  // of pages that are not read (KvView::summary_bytes each)
 };
 
 /// The paged KV cache: [layer][page][kv_head] blocks, each holding the K and V of kPageTokens
@@ -63,6 +64,10 @@ struct KvView {
   /// pages, and for kMass.
   PageScore page_score = PageScore::kMean;
   std::byte* index = nullptr;
+  /// What stands for a page that is not read, per (layer, page, KV head): its mean key, then its
+  /// mean value, [head_dim] each in the cache's type, in the backend's own arrangement. Written
+  /// when the page becomes full. Null where no operating point uses them (PointLimits::summaries).
+  std::byte* summaries = nullptr;
 
   size_t element_bytes() const { return dtype == DType::kF32 ? 4 : 2; }
   /// Bytes of one half (K or V) of a block.
@@ -74,7 +79,8 @@ struct KvView {
   size_t total_bytes() const { return page_bytes() * pages; }
   double bytes(ReadCount read) const {
     return static_cast<double>(read.blocks) * static_cast<double>(block_bytes()) +
-           static_cast<double>(read.scored) * static_cast<double>(index_bytes());
+           static_cast<double>(read.scored) * static_cast<double>(index_bytes()) +
+           static_cast<double>(read.summaries) * static_cast<double>(summary_bytes());
   }
   size_t index_bytes() const { return page_index_bytes(page_score, head_dim); }
   /// Bytes of one page's indices: all layers, all KV heads.
@@ -87,6 +93,13 @@ struct KvView {
     return index +
            ((static_cast<size_t>(layer) * pages + page) * kv_heads + kv_head) * index_bytes();
   }
+  size_t summary_bytes() const { return 2 * static_cast<size_t>(head_dim) * element_bytes(); }
+  /// Bytes of one page's summaries: all layers, all KV heads.
+  size_t summaries_bytes() const { return summary_bytes() * kv_heads * layers; }
+  std::byte* summary_of(int layer, int page, int kv_head) const {
+    return summaries +
+           ((static_cast<size_t>(layer) * pages + page) * kv_heads + kv_head) * summary_bytes();
+  }
 };
 
 /// What one unit (row, KV head) reads: two ranges of entries of Batch::pages, in this order. An
@@ -94,11 +107,22 @@ struct KvView {
 /// position (and not before a sliding window's begin). An entry behind the tables (a list) stands
 /// for a full page that is visible whole. Both counts zero: the unit reads nothing and its output
 /// is zero.
+///
+/// Beside them, full pages that are not read but seen by their summaries: each is one more token
+/// with the page's mean key and mean value, whose score counts for all of the page's tokens
+/// (log kPageTokens is added to it).
 struct PageRanges {
   int32_t begin = 0, count = 0;            // full head: empty; otherwise the sink pages, or a list
   int32_t tail_begin = 0, tail_count = 0;  // the pages up to the row's own
+  /// Logical pages [summary_begin, summary_end) of the row's sequence are seen by their summaries,
+  /// but for those that `read_bits` names.
+  int32_t summary_begin = 0, summary_end = 0;
+  int32_t summaries = 0;  // how many pages that are
+  /// Entry of Batch::pages where a unit's bits begin: bit p % 16 of the word at read_bits + p / 16
+  /// is set if logical page p is read. 0: no page of the range is.
+  int32_t read_bits = 0;
 };
-static_assert(sizeof(PageRanges) == 16);
+static_assert(sizeof(PageRanges) == 32);
 
 /// What one layer's attention reads for the planned rows.
 struct ReadPlan {
@@ -115,6 +139,8 @@ struct UnitBudget {
   ReadKind fallback = ReadKind::kWindow;  // of a routed unit that is not chosen
   uint16_t pages_per_mille =
       0;  // kPages: share of the sequence's pages, sink and newest included, rounded up
+  uint16_t least = 0;      // kPages: pages read at least, where there are so many
+  bool summaries = false;  // whether pages that a window or a choice leaves out are seen by these
 };
 
 /// What holds for all units of an operating point. The page being filled comes on top of `recent`.

@@ -51,6 +51,9 @@ void add_policy_flags(CLI::App& command, PolicyFlags& flags) {
                   "Newest full pages always read (the page being filled too)")
       ->check(CLI::Range(0, 1 << 20))
       ->capture_default_str();
+  command.add_flag("--summaries", flags.values.summaries,
+                   "Pages that windows and choices leave out are seen by their summaries: a mean "
+                   "key and a mean value each");
   command.add_option("--dense-layers", flags.dense_layers, "Layers always read in full, e.g. 0,1");
   command
       .add_option("--neurons", flags.neurons,

@@ -45,7 +45,8 @@ Result<SchedulerLimits> choose_limits(const backend::Device& device,
                       1,       config.kv_heads,  config.head_dim};
   one.page_score = planner.page_score();
   const size_t budget = options.kv_bytes > 0 ? options.kv_bytes : info.free_bytes / 2;
-  const size_t page_bytes = one.page_bytes() + (planner.selects_pages() ? one.indices_bytes() : 0);
+  const size_t page_bytes = one.page_bytes() + (planner.selects_pages() ? one.indices_bytes() : 0) +
+                            (planner.uses_summaries() ? one.summaries_bytes() : 0);
   const size_t affordable = budget / page_bytes;
   const size_t wanted = static_cast<size_t>(limits.max_batch) * pages_for(limits.max_length);
   limits.pages = static_cast<int>(std::min<size_t>({affordable, wanted, 1u << 30}));

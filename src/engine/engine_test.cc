@@ -52,11 +52,12 @@ class EngineTest : public ::testing::Test {
   size_t page_bytes() const {
     return backend::KvView{nullptr, DType::kF32, 2, 1, 2, 16}.page_bytes();
   }
-  /// Of a page's indices, where pages are chosen.
+  /// Of a page's indices, where pages are chosen, and of its summaries, where they are used.
   size_t indices_bytes(const sparsity::Profile& profile) const {
     backend::KvView one{nullptr, DType::kF32, 2, 1, 2, 16};
     one.page_score = profile.page_score;
-    return profile.selects_pages(0) ? one.indices_bytes() : 0;
+    return (profile.selects_pages(0) ? one.indices_bytes() : 0) +
+           (profile.uses_summaries() ? one.summaries_bytes() : 0);
   }
 
   /// Logits of the token behind `tokens`.
@@ -158,12 +159,15 @@ TEST_F(EngineTest, PreemptionAndPrefixSharingChangeNoToken) {
 }
 
 /// Window: every unit reads its ends. Pages: it chooses 500 per mille of its pages for each token.
-sparsity::Profile sparse_profile(backend::ReadKind kind, backend::PageScore score) {
+/// With `summaries`, units see by these what they leave out.
+sparsity::Profile sparse_profile(backend::ReadKind kind, backend::PageScore score,
+                                 bool summaries = false) {
   sparsity::Profile profile = sparsity::window_profile(2, 2, 1, 1, {});
   profile.page_score = score;
   for (backend::UnitBudget& budget : profile.points[1].budgets) {
     budget.kind = kind;
     budget.pages_per_mille = 500;
+    budget.summaries = summaries;
   }
   return profile;
 }
@@ -171,10 +175,13 @@ sparsity::Profile sparse_profile(backend::ReadKind kind, backend::PageScore scor
 TEST_F(EngineTest, SparsePreemptionAndPrefixSharingAreExactToo) {
   using backend::PageScore;
   using backend::ReadKind;
-  for (const auto& [kind, score] : {std::pair{ReadKind::kWindow, PageScore::kMean},
-                                    {ReadKind::kPages, PageScore::kMean},
-                                    {ReadKind::kPages, PageScore::kCodes}}) {
-    const sparsity::Profile profile = sparse_profile(kind, score);
+  for (const auto& [kind, score, summaries] :
+       {std::tuple{ReadKind::kWindow, PageScore::kMean, false},
+        {ReadKind::kPages, PageScore::kMean, false},
+        {ReadKind::kPages, PageScore::kCodes, false},
+        {ReadKind::kWindow, PageScore::kMean, true},
+        {ReadKind::kPages, PageScore::kCodes, true}}) {
+    const sparsity::Profile profile = sparse_profile(kind, score, summaries);
     const std::vector<int32_t> shared = random_tokens(40, 77);
     std::vector<GenerationRequest> requests;
     for (int i = 0; i < 12; ++i) {

@@ -130,7 +130,7 @@ void EngineThread::count_reads(const OpenStep& step, const StepChunk& chunk, int
   for (int row = 0; row < chunk.rows; ++row) {
     const double read = kv.bytes(step.read[planned + row]);
     const int32_t blocks = runner_->dense_blocks(chunk.position + row);
-    const double dense = kv.bytes({blocks, 0});
+    const double dense = kv.bytes({blocks});
     counters_.kv_blocks_read += step.read[planned + row].blocks;
     counters_.kv_blocks_dense += blocks;
     job.usage.kv_bytes_read += read;

@@ -55,14 +55,21 @@ Status StepRunner::allocate() {
                                                  "page scores (less: --kv-memory)"));
     kv_.index = index_buffer_.as<std::byte>();
   }
+  if (planner_.uses_summaries()) {
+    POLAR_ASSIGN(summary_buffer_, device_.allocate(kv_.summaries_bytes() * kv_.pages,
+                                                   "page summaries (less: --kv-memory)"));
+    kv_.summaries = summary_buffer_.as<std::byte>();
+  }
 
   const size_t stride =
       std::bit_ceil(static_cast<size_t>((limits.max_length + kPageTokens - 1) / kPageTokens));
   // A step has at most as many chunks as slots.
   const size_t tables = limits.max_batch * stride * sizeof(int32_t);
-  const size_t lists = planner_.selects_pages() ? static_cast<size_t>(limits.step_planned_rows) *
-                                                      config.kv_heads * stride * sizeof(int32_t)
-                                                : 0;
+  const size_t lists = planner_.selects_pages()
+                           ? static_cast<size_t>(limits.step_planned_rows) * config.kv_heads *
+                                 backend::list_entries(static_cast<int32_t>(stride)) *
+                                 sizeof(int32_t)
+                           : 0;
   const size_t per_row = 4 * sizeof(int32_t);
   const size_t per_logit_row = 2 * sizeof(int32_t) + sizeof(backend::SampleParams);
   const size_t bytes = limits.step_rows * per_row + limits.step_logit_rows * per_logit_row +
@@ -190,8 +197,9 @@ void StepRunner::pack(const StepPlan& plan) {
   batch_.pages = placed(pages_);
   const size_t lists_at = pages_at + pages_.size() * sizeof(int32_t);
   POLAR_CHECK(packed_.size() <= arrays_.bytes());
-  batch_.list_capacity =
-      planner_.selects_pages() ? plan.planned_rows * kv_.kv_heads * table_stride_ : 0;
+  batch_.list_capacity = planner_.selects_pages() ? plan.planned_rows * kv_.kv_heads *
+                                                        backend::list_entries(table_stride_)
+                                                  : 0;
   POLAR_CHECK(lists_at + batch_.list_capacity * sizeof(int32_t) <= arrays_.bytes());
 }
 

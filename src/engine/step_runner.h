@@ -71,7 +71,8 @@ class StepRunner {
   StepLimits limits_;
   std::unique_ptr<model::Decoder> decoder_;
   backend::KvView kv_;
-  backend::Buffer kv_buffer_, index_buffer_, arrays_, edits_buffer_, last_token_, sampled_;
+  backend::Buffer kv_buffer_, index_buffer_, summary_buffer_, arrays_, edits_buffer_, last_token_,
+      sampled_;
   uint64_t edits_epoch_ = 0;                  // how often edits_buffer_ has moved
   std::vector<std::pair<int, int>> windows_;  // sliding window, layers that have it
 

@@ -18,6 +18,7 @@ class TimedPlanner : public model::Planner {
     spent_ += std::chrono::steady_clock::now() - begin;
   }
   bool selects_pages() const override { return planner_.selects_pages(); }
+  bool uses_summaries() const override { return planner_.uses_summaries(); }
   backend::PageScore page_score() const override { return planner_.page_score(); }
   int points() const override { return planner_.points(); }
   model::NeuronPlanner* neurons() const override { return planner_.neurons(); }

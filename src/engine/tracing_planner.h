@@ -24,6 +24,7 @@ class TracingPlanner : public model::Planner {
                                   count * sizeof(backend::PageRanges));
   }
   bool selects_pages() const override { return planner_.selects_pages(); }
+  bool uses_summaries() const override { return planner_.uses_summaries(); }
   backend::PageScore page_score() const override { return planner_.page_score(); }
   int points() const override { return planner_.points(); }
   model::NeuronPlanner* neurons() const override { return planner_.neurons(); }

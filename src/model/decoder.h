@@ -109,6 +109,8 @@ class Planner {
   /// the Batch room for lists.
   virtual bool selects_pages() const { return false; }
   virtual backend::PageScore page_score() const { return backend::PageScore::kMean; }
+  /// Whether some units see pages by their summaries: then the KvView has them.
+  virtual bool uses_summaries() const { return false; }
   /// Operating points that rows may name (Batch::point).
   virtual int points() const { return 1; }
 

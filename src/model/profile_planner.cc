@@ -17,6 +17,7 @@ Result<std::unique_ptr<ProfilePlanner>> ProfilePlanner::create(
   planner->points_ = static_cast<int>(profile.points.size());
   planner->kv_heads_ = profile.kv_heads;
   planner->page_score_ = profile.page_score;
+  planner->uses_summaries_ = profile.uses_summaries();
   for (int layer = 0; layer < profile.layers; ++layer)
     planner->layer_selects_.push_back(profile.selects_pages(layer));
   std::vector<backend::UnitBudget> budgets;

@@ -18,6 +18,7 @@ class ProfilePlanner : public Planner {
       const std::shared_ptr<const MlpCost>& cost = nullptr);
   void plan(const LayerContext& context) override;
   bool selects_pages() const override;
+  bool uses_summaries() const override { return uses_summaries_; }
   backend::PageScore page_score() const override { return page_score_; }
   int points() const override { return points_; }
 
@@ -27,6 +28,7 @@ class ProfilePlanner : public Planner {
 
   int points_ = 0;
   backend::PageScore page_score_ = backend::PageScore::kMean;
+  bool uses_summaries_ = false;
   int kv_heads_ = 0;
   std::vector<char> layer_selects_;                               // [layers]
   backend::Buffer budgets_;                                       // [layers][points][kv_heads]

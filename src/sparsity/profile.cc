@@ -38,6 +38,13 @@ bool Profile::selects_pages(int layer) const {
   return false;
 }
 
+bool Profile::uses_summaries() const {
+  const auto used = [](const UnitBudget& budget) { return budget.summaries; };
+  return std::any_of(points.begin(), points.end(), [&](const OperatingPoint& point) {
+    return std::any_of(point.budgets.begin(), point.budgets.end(), used);
+  });
+}
+
 bool Profile::routes_units(int layer) const {
   const auto routed = [](const UnitBudget& budget) { return budget.kind == ReadKind::kRouted; };
   return std::any_of(points.begin(), points.end(), [&](const OperatingPoint& point) {

@@ -55,6 +55,9 @@ struct Profile {
   /// Whether some unit of a layer chooses among its pages, at some point.
   bool selects_pages(int layer) const;
 
+  /// Whether some point's units see pages by their summaries.
+  bool uses_summaries() const;
+
   /// Whether some unit of a layer, or of any layer, is routed, at some point.
   bool routes_units(int layer) const;
   bool routes_units() const;

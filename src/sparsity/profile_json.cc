@@ -1,6 +1,7 @@
 // The profile's file: JSON for people and scripts, checked key by key.
 
 #include <algorithm>
+#include <charconv>
 #include <cmath>
 #include <filesystem>
 #include <fstream>
@@ -21,16 +22,25 @@ using nlohmann::ordered_json;
 
 namespace {
 
-constexpr int kVersion = 1;
+/// Files say 1 where no point has summaries or least pages, which version 1 did not know.
+constexpr int kVersion = 2;
 constexpr int kMostLayers = 4096;
 constexpr int kMostHeads = 4096;
 
+/// Behind a kind that leaves pages out, whose summaries are seen.
+constexpr std::string_view kWithSummaries = " + summaries";
+constexpr std::string_view kLeast = " least ";
+constexpr std::string_view kRouted = "routed, else ";
+
 std::string budget_text(const UnitBudget& budget) {
-  std::string pages = "pages:" + std::to_string(budget.pages_per_mille);
-  if (budget.kind == ReadKind::kPages) return pages;
-  if (budget.kind != ReadKind::kRouted) return kind_name(budget.kind);
-  return "routed, else " +
-         (budget.fallback == ReadKind::kPages ? pages : kind_name(budget.fallback));
+  const bool routed = budget.kind == ReadKind::kRouted;
+  const ReadKind kind = routed ? budget.fallback : budget.kind;
+  std::string text(routed ? kRouted : "");
+  text += kind_name(kind);
+  if (kind == ReadKind::kPages) text += ":" + std::to_string(budget.pages_per_mille);
+  if (budget.least > 0) text += std::string(kLeast) + std::to_string(budget.least);
+  if (budget.summaries) text += kWithSummaries;
+  return text;
 }
 
 ordered_json point_json(const OperatingPoint& point, int layers, int kv_heads) {
@@ -107,30 +117,52 @@ class Reader {
   std::string path_;
 };
 
+/// A whole number up to `most`, of digits alone; -1: it is none.
+int number_in(std::string_view digits, int most) {
+  int number = -1;
+  const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), number);
+  const bool whole = error == std::errc() && end == digits.data() + digits.size();
+  return whole && number >= 0 && number <= most ? number : -1;
+}
+
 /// A budget that no router decides, or nothing.
-std::optional<UnitBudget> fixed_budget(const std::string& text) {
+std::optional<UnitBudget> fixed_budget(std::string text) {
   UnitBudget budget;
+  if (text.ends_with(kWithSummaries)) {
+    text.resize(text.size() - kWithSummaries.size());
+    auto without = fixed_budget(text);
+    if (!without || without->summaries) return std::nullopt;
+    if (without->kind != ReadKind::kWindow && without->kind != ReadKind::kPages)
+      return std::nullopt;
+    without->summaries = true;
+    return without;
+  }
   for (const ReadKind kind : {ReadKind::kNone, ReadKind::kWindow, ReadKind::kFull}) {
     budget.kind = kind;
     if (text == kind_name(kind)) return budget;
   }
-  const bool pages = text.starts_with("pages:") && text.size() <= 10 && text.size() > 6 &&
-                     text.find_first_not_of("0123456789", 6) == std::string::npos;
-  const int per_mille = pages ? std::stoi(text.substr(6)) : 0;
-  if (per_mille < 1 || per_mille > 1000) return std::nullopt;
-  return UnitBudget{ReadKind::kPages, ReadKind::kWindow, static_cast<uint16_t>(per_mille)};
+  if (!text.starts_with("pages:")) return std::nullopt;
+  const size_t least = text.find(kLeast);
+  const int per_mille = number_in(std::string_view(text).substr(0, least).substr(6), 1000);
+  if (per_mille < 1) return std::nullopt;
+  budget = {ReadKind::kPages, ReadKind::kWindow, static_cast<uint16_t>(per_mille)};
+  if (least == std::string::npos) return budget;
+  const int pages = number_in(std::string_view(text).substr(least + kLeast.size()), 0xffff);
+  if (pages < 1) return std::nullopt;
+  budget.least = static_cast<uint16_t>(pages);
+  return budget;
 }
 
 Result<UnitBudget> read_budget(const Reader& reader, const std::string& key,
                                const ordered_json& value) {
   const char* const expected =
       "none, window, pages:N (N per mille, 1 to 1000), full, or routed, else none, window or "
-      "pages:N";
+      "pages:N; behind pages:N may stand least M (pages, 1 to 65535), behind that or window + "
+      "summaries";
   if (!value.is_string()) return reader.wrong(key, Reader::short_text(value), expected);
   const auto text = value.get<std::string>();
-  const std::string_view routed = "routed, else ";
-  const bool is_routed = text.starts_with(routed);
-  std::optional<UnitBudget> budget = fixed_budget(is_routed ? text.substr(routed.size()) : text);
+  const bool is_routed = text.starts_with(kRouted);
+  std::optional<UnitBudget> budget = fixed_budget(is_routed ? text.substr(kRouted.size()) : text);
   // A routed unit is full where it is chosen; to be full elsewhere too is no choice.
   if (budget && is_routed && budget->kind == ReadKind::kFull) budget.reset();
   if (!budget) return reader.wrong(key, Reader::short_text(value), expected);
@@ -242,6 +274,14 @@ Result<std::vector<double>> read_table(const Reader& reader, const ordered_json&
   return values;
 }
 
+int version_of(const Profile& profile) {
+  const auto is_new = [](const UnitBudget& budget) { return budget.summaries || budget.least > 0; };
+  const bool any = std::any_of(profile.points.begin(), profile.points.end(), [&](const auto& p) {
+    return std::any_of(p.budgets.begin(), p.budgets.end(), is_new);
+  });
+  return any ? kVersion : 1;
+}
+
 ordered_json table_json(const std::vector<double>& values, int kv_heads) {
   ordered_json table = ordered_json::array();
   for (size_t begin = 0; begin < values.size(); begin += kv_heads)
@@ -262,8 +302,8 @@ Result<Profile> read_profile(const std::string& directory) {
   const ordered_json json = ordered_json::parse(bytes.str(), nullptr, false);
   if (!json.is_object()) return reader.wrong("file", "no JSON object", "a profile");
   POLAR_ASSIGN(const int version, reader.whole(json, "version", 0, 1 << 30));
-  if (version != kVersion)
-    return reader.wrong("version", std::to_string(version), std::to_string(kVersion));
+  if (version < 1 || version > kVersion)
+    return reader.wrong("version", std::to_string(version), "1 or " + std::to_string(kVersion));
   Profile profile;
   POLAR_ASSIGN(profile.layers, reader.whole(json, "layers", 1, kMostLayers));
   POLAR_ASSIGN(profile.kv_heads, reader.whole(json, "kv_heads", 1, kMostHeads));
@@ -302,7 +342,7 @@ Status write_profile(const std::string& directory, const Profile& profile) {
   std::error_code error;
   std::filesystem::create_directories(directory, error);
   const std::string path = (std::filesystem::path(directory) / "profile.json").string();
-  ordered_json json = {{"version", kVersion},
+  ordered_json json = {{"version", version_of(profile)},
                        {"model", profile.fingerprint},
                        {"layers", profile.layers},
                        {"kv_heads", profile.kv_heads},

@@ -112,9 +112,41 @@ TEST_F(ProfileFile, RoundTrips) {
   EXPECT_EQ(read->find("3%"), -1);
 }
 
+TEST_F(ProfileFile, SummariesAndLeastPagesRoundTripAsVersion2) {
+  Profile written = sample();
+  written.points[1].budgets[2].summaries = true;  // a window
+  written.points[1].budgets[4].least = 7;
+  written.points[1].budgets[5] = {ReadKind::kRouted, ReadKind::kPages, 80, 9, true};
+  written.points[1].limits.routed = 1;
+  ASSERT_TRUE(write_profile(folder(), written).ok());
+  EXPECT_THAT(text(), HasSubstr("\"version\": 2"));
+  EXPECT_THAT(text(), HasSubstr("\"window + summaries\""));
+  EXPECT_THAT(text(), HasSubstr("\"pages:250 least 7\""));
+  EXPECT_THAT(text(), HasSubstr("\"routed, else pages:80 least 9 + summaries\""));
+  const auto read = read_profile(folder());
+  ASSERT_TRUE(read.ok()) << read.error().message;
+  EXPECT_TRUE(read->uses_summaries());
+  for (size_t u = 0; u < 6; ++u) {
+    const backend::UnitBudget &got = read->points[1].budgets[u],
+                              &want = written.points[1].budgets[u];
+    EXPECT_EQ(got.kind, want.kind);
+    EXPECT_EQ(got.pages_per_mille, want.pages_per_mille);
+    EXPECT_EQ(got.least, want.least);
+    EXPECT_EQ(got.summaries, want.summaries);
+  }
+  for (const char* wrong :
+       {"none + summaries", "full + summaries", "window + summaries + summaries",
+        "pages:250 least 0", "pages:250 least 65536", "pages:250 least", "pages: least 7",
+        "pages:+250", "pages:0 least 7"}) {
+    EXPECT_THAT(complaint("pages:250 least 7", wrong, written),
+                HasSubstr("expected none, window, pages:N"))
+        << wrong;
+  }
+}
+
 TEST_F(ProfileFile, SaysWhatIsWrong) {
-  EXPECT_THAT(complaint("\"version\": 1", "\"version\": 2"),
-              HasSubstr("version: found 2, expected 1"));
+  EXPECT_THAT(complaint("\"version\": 1", "\"version\": 3"),
+              HasSubstr("version: found 3, expected 1 or 2"));
   EXPECT_THAT(complaint("\"layers\": 3", "\"layers\": 4"), HasSubstr("4 layers"));
   EXPECT_THAT(complaint("\"layers\": 3", "\"layers\": 0"), HasSubstr("layers: found 0"));
   EXPECT_THAT(complaint("pages:250", "pages:0"), HasSubstr("pages:0"));

@@ -14,6 +14,7 @@
 #include "model/small_config.h"
 #include "study/policy.h"
 #include "study/sampled_tokens.h"
+#include "study/unit_options.h"
 
 namespace polar::study {
 namespace {
@@ -252,7 +253,7 @@ TEST_F(Calibrate, ARoutedPointComesWithItsRouters) {
   shape.knob = Shape::Knob::kRouted;
   shape.lower = backend::ReadKind::kWindow;
   shape.routed = 1;
-  profile.points.push_back(assign(shape, {{0, 1, 2, 3}, 2, {}}, 4));
+  profile.points.push_back(assign(shape, {{0, 1, 2, 3}, 2, {}, {}}, 4));
   profile.routers = random_routers(weights_->config);
   const model::ModelConfig& config = weights_->config;
   ASSERT_TRUE(sparsity::write_profile(folder("routed"), profile).ok());
@@ -305,6 +306,35 @@ TEST_F(Calibrate, LeaveOneOutIsTheLossOfAnEvaluationWithoutThatUnit) {
     // Beside it, the prompt's last row scores without a loss.
     const auto rows = static_cast<double>(whole->tokens);
     EXPECT_NEAR((*kl)[unit], whole->kl * rows / (rows - 1), 1e-4 * (*kl)[unit] + 1e-7) << unit;
+  }
+}
+
+/// The error of an option is how far the unit's output moves: nothing where all pages are read,
+/// less with more pages, and by definition for one row and unit.
+TEST_F(Calibrate, OptionErrorsAreDistancesFromTheFullOutput) {
+  const std::vector<int32_t> tokens = encode(documents_[0].substr(0, 256), false);
+  const Passage passage = make_passage(tokens, 0, 3);
+  Deal deal = unit_options(0, 256, 1.0 / 16);
+  deal.options.push_back({backend::ReadKind::kPages, backend::ReadKind::kWindow, 1, 16});  // all
+  deal.options.push_back({backend::ReadKind::kNone});
+  const auto errors = option_errors(*device_, *weights_, {&passage, 1}, deal,
+                                    {DType::kF32, backend::PageScore::kCodes, {}});
+  ASSERT_TRUE(errors.ok());
+  const size_t all = deal.options.size() - 2, none = all + 1;
+  for (int unit = 0; unit < 4; ++unit) {
+    EXPECT_EQ((*errors)[0][unit], 0.0);
+    EXPECT_EQ((*errors)[all][unit], 0.0);
+    EXPECT_GT((*errors)[1][unit], 0.0);  // a window
+    // From the smallest share of pages to the largest.
+    EXPECT_GT((*errors)[3][unit], (*errors)[all - 2][unit]);
+    // Reading nothing gives zeros: the distance is the full output's own norm.
+    EXPECT_GT((*errors)[none][unit], (*errors)[1][unit] * 0.1);
+  }
+  std::vector<double> lost = {0.5, 0.0, 0.25, 0.25};
+  add_losses(deal, *errors, lost);
+  for (int unit = 0; unit < 4; ++unit) {
+    EXPECT_NEAR(deal.loss[2][unit], lost[unit], 1e-12);  // the fallback itself
+    EXPECT_NEAR(deal.loss[1][unit] * (*errors)[2][unit], lost[unit] * (*errors)[1][unit], 1e-9);
   }
 }
 

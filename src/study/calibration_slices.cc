@@ -7,6 +7,7 @@ namespace polar::study {
 namespace {
 
 constexpr int kScoredStride = 2;  // every second row says enough of a unit
+constexpr int kWholeStride = 4;   // and of a whole window, every fourth
 
 /// Tokens of a window in front of the rows that units are left out for: a window's last quarter is
 /// where a unit that looks far has most to lose, and many windows are worth more than many rows.
@@ -40,6 +41,8 @@ Result<Slices> make_slices(const std::vector<std::string>& documents, const Enco
     const bool importance =
         i * options.importance_windows / wanted != (i + 1) * options.importance_windows / wanted;
     if (importance) {
+      if (slices.importance.size() % 2 == 0)
+        slices.whole.push_back(make_passage(tokens, options.prompt_tokens(), kWholeStride));
       slices.importance.push_back(make_passage(tokens, importance_prompt(options), kScoredStride));
     } else {
       add(slices.held_out.count % kParts == 0 ? slices.part : slices.rest, tokens);

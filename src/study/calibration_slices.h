@@ -10,7 +10,8 @@ inline constexpr int kParts = 4;
 
 /// Windows are dealt over the whole text, so that both kinds come from all over it.
 struct Slices {
-  std::vector<Passage> importance;  // units are left out on these
+  std::vector<Passage> importance;  // units are left out on these, windows' last quarters
+  std::vector<Passage> whole;       // every second of these windows, from the prompt on
   Windows held_out;
   Windows part, rest;  // of held_out: every kParts-th window, from the first on, and the others
   std::vector<Needle> needles;           // that rank the units

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <map>
 #include <numeric>
+#include <tuple>
 
 #include "backend/ranges.h"
 
@@ -39,6 +40,25 @@ int percent(double share) {
 /// The most per mille of the pages that lower units choose: then all of them read everything.
 constexpr int kPagesSettings = 990;
 
+/// Pages that a unit reads at a position, indices and summaries counted as the parts of pages that
+/// they are.
+double pages_read(const UnitBudget& budget, const backend::PointLimits& limits, int position,
+                  double index_share) {
+  constexpr double kSummaryShare = 1.0 / backend::kPageTokens;
+  const int pages = position / backend::kPageTokens + 1;
+  if (budget.kind != ReadKind::kPages) {
+    const backend::PageRanges ranges =
+        backend::fixed_ranges(budget.kind, position, 0, 0, limits, budget.summaries);
+    return ranges.count + ranges.tail_count + ranges.summaries * kSummaryShare;
+  }
+  const backend::PageChoice choice =
+      backend::page_choice(position, 0, budget, limits, backend::list_entries(pages));
+  const int left = choice.count - choice.chosen;
+  const bool scored = choice.chosen > 0 && left > 0;
+  return pages - left + (scored ? choice.count * index_share : 0) +
+         (budget.summaries ? left * kSummaryShare : 0);
+}
+
 }  // namespace
 
 std::vector<int> rank_units(const std::vector<double>& text_loss,
@@ -66,6 +86,7 @@ std::vector<int> rank_by_share(const std::vector<double>& text_loss,
 }
 
 std::string Shape::name() const {
+  if (knob == Knob::kDealt) return "dealt";
   std::string name = policy();
   if (full > 0) name += ", " + std::to_string(percent(full)) + " % full";
   if (knob == Knob::kPages && (ratio != 1 || lower != ReadKind::kPages || routed > 0)) {
@@ -85,12 +106,49 @@ const char* Shape::policy() const {
   return knob == Knob::kFull ? "static" : "pages";
 }
 
+/// Each unit's option of the least loss + price x bytes (ties: the earlier one), at the lowest
+/// price at which all units together read no more than `per_mille` of what dense ones do.
+OperatingPoint deal_bytes(const Deal& deal, int per_mille) {
+  const size_t units = deal.loss.front().size();
+  const double most = per_mille / 1000.0 * static_cast<double>(units);
+  OperatingPoint point;
+  point.limits = deal.limits;
+  const auto at = [&](double price) {
+    point.budgets.clear();
+    double bytes = 0;
+    for (size_t unit = 0; unit < units; ++unit) {
+      size_t best = 0;
+      const auto cost = [&](size_t option) {
+        return deal.loss[option][unit] + price * deal.bytes[option];
+      };
+      for (size_t option = 1; option < deal.options.size(); ++option)
+        if (cost(option) < cost(best)) best = option;
+      point.budgets.push_back(deal.options[best]);
+      bytes += deal.bytes[best];
+    }
+    return bytes;
+  };
+  double low = 1e-12, high = 1e6;
+  constexpr int kHalvings = 80;
+  for (int i = 0; i < kHalvings; ++i) {
+    const double price = std::sqrt(low * high);
+    (at(price) > most ? low : high) = price;
+  }
+  at(high);
+  return point;
+}
+
 int knob_settings(const Shape& shape, const Ranking& ranking) {
-  if (shape.knob == Shape::Knob::kPages) return kPagesSettings;
+  if (shape.knob == Shape::Knob::kPages || shape.knob == Shape::Knob::kDealt) return kPagesSettings;
   return static_cast<int>(ranking.units.size()) + 1;
 }
 
 OperatingPoint assign(const Shape& shape, const Ranking& ranking, int setting) {
+  if (shape.knob == Shape::Knob::kDealt) {
+    OperatingPoint point = deal_bytes(ranking.deal, setting + 1);
+    point.name = shape.name() + ", " + std::to_string(setting + 1) + " per mille";
+    return point;
+  }
   const auto units = static_cast<int>(ranking.units.size());
   OperatingPoint point;
   point.limits = {kSinkPages, shape.recent, shape.routed};
@@ -148,6 +206,11 @@ std::vector<Shape> first_shapes(int context, const Ranking& ranking, bool router
       {Knob::kPages, 0, 0.5, 1, ReadKind::kWindow, 8},     // pages above windows
       {Knob::kPages, 0.25, 0.6, 1, ReadKind::kWindow, 8},  // full, pages, windows
   };
+  if (!ranking.deal.options.empty()) {
+    Shape dealt;
+    dealt.knob = Knob::kDealt;
+    shapes.insert(shapes.begin(), dealt);
+  }
   // A tenth in full and pages to the half above windows: wins by either order where retrieval
   // counts for little, so it comes early.
   Shape tenth{Knob::kPages, 0.1, 0.5, 1, ReadKind::kWindow, 8};
@@ -171,6 +234,7 @@ std::vector<Shape> first_shapes(int context, const Ranking& ranking, bool router
 
 std::vector<Shape> neighbours(const Shape& shape, int context, int kv_heads) {
   std::vector<Shape> near;
+  if (shape.knob == Shape::Knob::kDealt) return near;
   const auto add = [&](auto change) {
     Shape other = shape;
     change(other);
@@ -202,22 +266,13 @@ std::vector<Shape> neighbours(const Shape& shape, int context, int kv_heads) {
 
 double expected_density(const OperatingPoint& point, int prompt, int context, double index_share,
                         int kv_heads) {
-  const auto pages_read = [&](UnitBudget budget, int position) -> double {
-    const int pages = position / backend::kPageTokens + 1;
-    if (budget.kind != ReadKind::kPages) {
-      const backend::PageRanges ranges =
-          backend::fixed_ranges(budget.kind, position, 0, 0, point.limits);
-      return ranges.count + ranges.tail_count;
-    }
-    const backend::PageChoice choice =
-        backend::page_choice(position, 0, budget, point.limits, pages);
-    const bool scored = choice.chosen > 0 && choice.chosen < choice.count;
-    return pages - (choice.count - choice.chosen) + (scored ? choice.count * index_share : 0);
-  };
   // Units of one budget read the same, so each kind of them is looked at once.
-  std::map<std::pair<int, int>, double> kinds;  // (kind, per mille) -> units
-  const auto add = [&](ReadKind kind, int per_mille, double units) {
-    if (units > 0) kinds[{static_cast<int>(kind), per_mille}] += units;
+  std::map<std::tuple<ReadKind, int, int, bool>, double> kinds;  // budget without routing -> units
+  const auto add = [&](ReadKind kind, const UnitBudget& budget, double units) {
+    const bool pages = kind == ReadKind::kPages;
+    if (units > 0)
+      kinds[{kind, pages ? budget.pages_per_mille : 0, pages ? budget.least : 0,
+             budget.summaries}] += units;
   };
   for (size_t layer = 0; layer * kv_heads < point.budgets.size(); ++layer) {
     const UnitBudget* budgets = point.budgets.data() + layer * kv_heads;
@@ -228,17 +283,17 @@ double expected_density(const OperatingPoint& point, int prompt, int context, do
     for (int head = 0; head < kv_heads; ++head) {
       const UnitBudget& budget = budgets[head];
       const bool is_routed = budget.kind == ReadKind::kRouted;
-      if (is_routed) add(ReadKind::kFull, 0, chosen);
-      const ReadKind kind = is_routed ? budget.fallback : budget.kind;
-      add(kind, kind == ReadKind::kPages ? budget.pages_per_mille : 0, is_routed ? 1 - chosen : 1);
+      if (is_routed) add(ReadKind::kFull, {}, chosen);
+      add(is_routed ? budget.fallback : budget.kind, budget, is_routed ? 1 - chosen : 1);
     }
   }
   double read = 0, dense = 0;
   for (int position = prompt; position < context; position += backend::kPageTokens) {
     for (const auto& [kind, units] : kinds) {
-      read += units * pages_read({static_cast<ReadKind>(kind.first), ReadKind::kWindow,
-                                  static_cast<uint16_t>(kind.second)},
-                                 position);
+      const UnitBudget budget{std::get<0>(kind), ReadKind::kWindow,
+                              static_cast<uint16_t>(std::get<1>(kind)),
+                              static_cast<uint16_t>(std::get<2>(kind)), std::get<3>(kind)};
+      read += units * pages_read(budget, point.limits, position, index_share);
     }
     const int pages = position / backend::kPageTokens + 1;
     dense += static_cast<double>(point.budgets.size()) * pages;

@@ -20,14 +20,24 @@ std::vector<int> rank_units(const std::vector<double>& text_loss,
 std::vector<int> rank_by_share(const std::vector<double>& text_loss,
                                const std::vector<double>& retrieval_loss);
 
+/// What single units may read and what that would cost: from this, bytes are dealt out unit by
+/// unit.
+struct Deal {
+  backend::PointLimits limits;
+  std::vector<backend::UnitBudget> options;
+  std::vector<double> bytes;              // [option] read, over what a dense unit reads
+  std::vector<std::vector<double>> loss;  // [option][unit] what the answers would lose
+};
+
 /// How units share what they read, by rank: classes from the best unit down, and one knob that says
 /// how much is read in all.
 struct Shape {
   /// What the knob moves.
   enum class Knob {
-    kPages,  // per mille of the pages that the lower units choose
-    kFull,   // units that are read in full
-    kRouted  // units that a router may choose among
+    kPages,   // per mille of the pages that the lower units choose
+    kFull,    // units that are read in full
+    kRouted,  // units that a router may choose among
+    kDealt    // per mille of the bytes, dealt out by Ranking::deal; no class is cut
   };
   Knob knob = Knob::kPages;
   /// kPages: this share of the units is read in full, then come the upper ones.
@@ -55,6 +65,8 @@ struct Ranking {
   int kv_heads = 1;
   /// The units by rank_units(), for shapes with by_place. Empty: there are none.
   std::vector<int> by_place;
+  /// For shapes that deal bytes out. No options: there are none.
+  Deal deal;
 };
 
 /// Settings of a shape's knob: 0 .. knob_settings() - 1, from few bytes to many.

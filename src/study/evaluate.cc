@@ -81,10 +81,9 @@ class Evaluator {
   Status prepare(const model::Weights& weights) {
     const int rows = std::max(options_.rows_per_step, options_.batch);
     POLAR_ASSIGN(decoder_, model::Decoder::create(device_, weights, {rows, rows}));
-    if (!dense_is_known()) POLAR_RETURN_IF_ERROR(make_cache(dense_cache_, 0));
+    if (!dense_is_known()) POLAR_RETURN_IF_ERROR(make_cache(dense_cache_, nullptr));
     if (chooses_neurons()) planner_->neurons()->set_rows_alone(options_.batch == 1);
-    if (planner_ != nullptr)
-      POLAR_RETURN_IF_ERROR(make_cache(sparse_cache_, planner_->selects_pages() ? rows : 0));
+    if (planner_ != nullptr) POLAR_RETURN_IF_ERROR(make_cache(sparse_cache_, planner_));
     return {};
   }
 
@@ -111,12 +110,11 @@ class Evaluator {
   bool dense_is_known() const { return options_.known_dense_perplexity > 0; }
   bool chooses_neurons() const { return planner_ != nullptr && planner_->neurons() != nullptr; }
 
-  Status make_cache(std::unique_ptr<SequenceCache>& cache, int choosing_rows) {
+  Status make_cache(std::unique_ptr<SequenceCache>& cache, const model::Planner* planner) {
     const int sequences = std::min(options_.batch, windows_.count);
+    const int rows = std::max(options_.rows_per_step, options_.batch);
     POLAR_ASSIGN(auto made, SequenceCache::create(device_, config_, options_.kv_dtype, sequences,
-                                                  windows_.context, 0, choosing_rows,
-                                                  planner_ != nullptr ? planner_->page_score()
-                                                                      : backend::PageScore{}));
+                                                  windows_.context, 0, page_extras(planner, rows)));
     cache = std::make_unique<SequenceCache>(std::move(made));
     return {};
   }

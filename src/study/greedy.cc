@@ -101,8 +101,7 @@ Result<GreedyResult> continue_greedily(backend::Device& device, const model::Wei
       model::Decoder::create(device, weights, {std::max(options.rows_per_step, texts), texts}));
   POLAR_ASSIGN(SequenceCache cache,
                SequenceCache::create(device, weights.config, options.kv_dtype, texts,
-                                     options.prompt + tokens, 0,
-                                     planner.selects_pages() ? texts : 0, planner.page_score()));
+                                     options.prompt + tokens, 0, page_extras(&planner, texts)));
   Continuations continuations(device, weights.config, *decoder, cache);
   GreedyResult result;
   result.tokens = tokens;

@@ -45,7 +45,7 @@ PageRanges HostPlanner::full(const LayerContext& context, int row) const {
 PageRanges HostPlanner::fallback(const LayerContext& context, int row) const {
   if (policy_.fallback == Fallback::kNone) return {};
   return backend::window_ranges(position_[row], context.config.sliding_window[context.layer],
-                                table_begin_[row], policy_.sink, policy_.recent);
+                                table_begin_[row], point_limits(policy_), policy_.summaries);
 }
 
 void HostPlanner::write(const LayerContext& context, const std::vector<PageRanges>& units) const {
@@ -63,6 +63,7 @@ void HostPlanner::plan(const LayerContext& context) {
       const size_t unit = static_cast<size_t>(row) * heads + head;
       units[unit] = keep[unit] ? full(context, row) : fallback(context, row);
       read_[row].blocks += units[unit].count + units[unit].tail_count;
+      read_[row].summaries += units[unit].summaries;
     }
   }
   write(context, units);

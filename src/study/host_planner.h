@@ -12,6 +12,9 @@ class HostPlanner : public model::Planner {
  public:
   explicit HostPlanner(Policy policy) : policy_(std::move(policy)) {}
   void plan(const model::LayerContext& context) final;
+  bool uses_summaries() const final {
+    return policy_.summaries && policy_.fallback != Fallback::kNone;
+  }
 
  protected:
   /// Marks in `keep` [planned row][kv_head] the units that are read in full; all are false at

@@ -59,7 +59,8 @@ class PassageRunner {
     const bool chooses = options_.fallback.fallback == Fallback::kPages;
     POLAR_ASSIGN(auto cache,
                  SequenceCache::create(device_, config_, options_.kv_dtype, 1, length, 0,
-                                       chooses ? rows : 0, options_.fallback.page_score));
+                                       {chooses ? rows : 0, options_.fallback.page_score,
+                                        options_.fallback.summaries}));
     cache_ = std::make_unique<SequenceCache>(std::move(cache));
     const std::span<const int32_t> tokens(passage.tokens);
     if (passage.prompt > 0) {
@@ -70,16 +71,18 @@ class PassageRunner {
     for (const int32_t row : passage.scored_rows) logit_rows.push_back(row - passage.prompt);
     const Chunk behind{0, passage.prompt, tokens.subspan(passage.prompt), true};
     batch_ = &cache_->pack({&behind, 1}, logit_rows);
+    dense_batch_ = *batch_;
+    dense_batch_.prefill_rows = dense_batch_.rows;
     return prepare_planners();
   }
 
   void run_dense() {
-    decoder_->embed(*batch_, nullptr);
+    decoder_->embed(dense_batch_, nullptr);
     states_.clear();
     for (int layer = 0; layer < config_.layers; ++layer) {
       states_.push_back(read_hidden());
-      decoder_->attention_half(layer, *batch_, cache_->kv(), dense_);
-      decoder_->mlp_half(layer, *batch_);
+      decoder_->attention_half(layer, dense_batch_, cache_->kv(), dense_);
+      decoder_->mlp_half(layer, dense_batch_);
     }
     dense_log_probabilities_ = log_probabilities();
   }
@@ -89,9 +92,12 @@ class PassageRunner {
     const Tensor hidden = decoder_->hidden(batch_->rows);
     device_.upload(hidden.data, states_[layer].data(), states_[layer].size());
     for (int l = layer; l < config_.layers; ++l) {
-      model::Planner& planner = l == layer ? *without_[unit] : dense_;
-      decoder_->attention_half(l, *batch_, cache_->kv(), planner);
-      decoder_->mlp_half(l, *batch_);
+      if (l == layer) {
+        decoder_->attention_half(l, *batch_, cache_->kv(), *without_[unit]);
+      } else {
+        decoder_->attention_half(l, dense_batch_, cache_->kv(), dense_);
+      }
+      decoder_->mlp_half(l, dense_batch_);
     }
     return mean_kl(pool_, dense_log_probabilities_, log_probabilities(), config_.vocabulary);
   }
@@ -105,7 +111,7 @@ class PassageRunner {
     const sparsity::OperatingPoint dense = profile.points[0];
     for (int head = 0; head < config_.kv_heads; ++head) {
       sparsity::OperatingPoint& point = profile.points[0] = dense;
-      point.limits = {options_.fallback.sink, options_.fallback.recent, 0};
+      point.limits = point_limits(options_.fallback);
       for (int layer = 0; layer < config_.layers; ++layer)
         point.budgets[layer * config_.kv_heads + head] = fallback_budget(options_.fallback);
       POLAR_ASSIGN(auto planner, point_planner(device_, profile, 0));
@@ -137,6 +143,7 @@ class PassageRunner {
   std::unique_ptr<model::Decoder> decoder_;
   std::unique_ptr<SequenceCache> cache_;
   const backend::Batch* batch_ = nullptr;
+  backend::Batch dense_batch_;  // the same rows as a prompt's, which share what they read
   ThreadPool pool_{0};
   std::vector<std::vector<std::byte>>
       states_;  // [layer] residual stream before it, as the device holds it

@@ -123,7 +123,7 @@ Result<std::vector<Needle>> make_needles(const std::string& where,
 Result<std::unique_ptr<Retrieval>> Retrieval::create(backend::Device& device,
                                                      const model::Weights& weights,
                                                      std::vector<Needle> needles, DType kv_dtype,
-                                                     backend::PageScore page_score) {
+                                                     PageExtras extras) {
   std::unique_ptr<Retrieval> made(new Retrieval(device, weights, std::move(needles)));
   if (made->needles_.empty()) return made;
   int length = 0, prompt = 0, asked = 0, answers = 0;
@@ -136,9 +136,10 @@ Result<std::unique_ptr<Retrieval>> Retrieval::create(backend::Device& device,
   }
   POLAR_ASSIGN(made->decoder_,
                model::Decoder::create(device, weights, {std::max(prompt, asked), answers}));
-  POLAR_ASSIGN(auto cache, SequenceCache::create(device, weights.config, kv_dtype,
-                                                 static_cast<int>(made->needles_.size()), length, 0,
-                                                 asked, page_score));
+  if (extras.choosing_rows > 0) extras.choosing_rows = asked;
+  POLAR_ASSIGN(auto cache,
+               SequenceCache::create(device, weights.config, kv_dtype,
+                                     static_cast<int>(made->needles_.size()), length, 0, extras));
   made->cache_ = std::make_unique<SequenceCache>(std::move(cache));
   for (size_t i = 0; i < made->needles_.size(); ++i) {
     const Passage& passage = made->needles_[i].passage;
@@ -211,10 +212,9 @@ Result<std::vector<NeedleAnswers>> ask_once(backend::Device& device, const model
   while (all.size() < needles.size()) {
     const size_t count = std::min<size_t>(at_once, needles.size() - all.size());
     const auto some = needles.subspan(all.size(), count);
-    POLAR_ASSIGN(
-        const auto retrieval,
-        Retrieval::create(device, weights, {some.begin(), some.end()}, kv_dtype,
-                          planner != nullptr ? planner->page_score() : backend::PageScore{}));
+    POLAR_ASSIGN(const auto retrieval,
+                 Retrieval::create(device, weights, {some.begin(), some.end()}, kv_dtype,
+                                   page_extras(planner, 1)));
     const std::vector<NeedleAnswers> answers = retrieval->ask(planner);
     all.insert(all.end(), answers.begin(), answers.end());
     if (progress) progress(static_cast<int>(all.size()), static_cast<int>(needles.size()));

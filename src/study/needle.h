@@ -62,10 +62,12 @@ NeedleResult sum_up(std::span<const NeedleAnswers> answers);
 /// is kept (needles x length tokens of it), only the questions run.
 class Retrieval {
  public:
-  /// Prefills, and asks dense. Device and weights must outlive it.
-  static Result<std::unique_ptr<Retrieval>> create(
-      backend::Device& device, const model::Weights& weights, std::vector<Needle> needles,
-      DType kv_dtype, backend::PageScore page_score = backend::PageScore::kMean);
+  /// Prefills, and asks dense. Device and weights must outlive it. `extras`: what the planners to
+  /// come want (choosing_rows: whether they choose pages at all).
+  static Result<std::unique_ptr<Retrieval>> create(backend::Device& device,
+                                                   const model::Weights& weights,
+                                                   std::vector<Needle> needles, DType kv_dtype,
+                                                   PageExtras extras = {});
 
   /// The dense answers beside those with `planner` (null: dense alone), one per needle.
   std::vector<NeedleAnswers> ask(model::Planner* planner);

@@ -47,7 +47,8 @@ sparsity::Profile two_points(const Policy& policy, const model::ModelConfig& con
   profile.page_score = policy.page_score;
   sparsity::OperatingPoint point = profile.points[0];
   point.name = policy_name(policy.kind);
-  point.limits = {policy.sink, policy.recent, policy.kept(config.kv_heads)};
+  point.limits = point_limits(policy);
+  point.limits.routed = policy.kept(config.kv_heads);
   backend::UnitBudget budget = fallback_budget(policy);
   if (policy.kind == PolicyKind::kRouted)
     budget.fallback = std::exchange(budget.kind, backend::ReadKind::kRouted);
@@ -110,7 +111,12 @@ backend::UnitBudget fallback_budget(const Policy& policy) {
                 : policy.fallback == Fallback::kWindow ? backend::ReadKind::kWindow
                                                        : backend::ReadKind::kPages;
   budget.pages_per_mille = fallback_pages(policy);
+  budget.summaries = policy.summaries && policy.fallback != Fallback::kNone;
   return budget;
+}
+
+backend::PointLimits point_limits(const Policy& policy) {
+  return {policy.sink, policy.recent, 0};
 }
 
 Result<std::unique_ptr<model::Planner>> point_planner(
@@ -129,11 +135,11 @@ Result<std::unique_ptr<model::Planner>> make_planner(const Policy& policy, backe
   switch (policy.kind) {
     case PolicyKind::kDense:
       return std::unique_ptr<model::Planner>(new model::DensePlanner);
-    case PolicyKind::kWindow:
-      return point_planner(device,
-                           sparsity::window_profile(config.layers, config.kv_heads, policy.sink,
-                                                    policy.recent, policy.dense_layers),
-                           1);
+    case PolicyKind::kWindow: {
+      Policy all = policy;
+      all.fallback = Fallback::kWindow;
+      return point_planner(device, two_points(all, config, {}), 1);
+    }
     case PolicyKind::kPages: {
       Policy all = policy;
       all.fallback = Fallback::kPages;

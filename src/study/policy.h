@@ -27,8 +27,9 @@ struct Policy {
   Scope scope = Scope::kLayer;  // kStatic: the units that share the density
   double pages = 0.25;          // Fallback::kPages, kPages: share of a unit's pages
   backend::PageScore page_score = backend::PageScore::kMean;
-  int sink = 1;    // pages
-  int recent = 4;  // pages; the page being filled comes on top
+  int sink = 1;            // pages
+  int recent = 4;          // pages; the page being filled comes on top
+  bool summaries = false;  // pages that windows and choices leave out are seen by their summaries
   std::vector<int> dense_layers;
   uint64_t seed = 1;
   NeuronChoice neurons = NeuronChoice::kByPoint;
@@ -44,8 +45,9 @@ struct Policy {
 
 const char* policy_name(PolicyKind kind);
 
-/// What a unit that is not read in full reads under a policy.
+/// What a unit that is not read in full reads under a policy, and within which limits.
 backend::UnitBudget fallback_budget(const Policy& policy);
+backend::PointLimits point_limits(const Policy& policy);
 
 /// The planner of a policy. `file` must outlive it (the oracle by contribution reads the output
 /// projections). `ranked`: units by what they are worth, for kStatic. Errors: a dense layer that

@@ -5,31 +5,45 @@
 #include <numeric>
 #include <random>
 
+#include "backend/ranges.h"
+
 namespace polar::study {
 
 using backend::kPageTokens;
 
+PageExtras page_extras(const model::Planner* planner, int planned_rows) {
+  if (planner == nullptr) return {};
+  return {planner->selects_pages() ? planned_rows : 0, planner->page_score(),
+          planner->uses_summaries()};
+}
+
 Result<SequenceCache> SequenceCache::create(backend::Device& device,
                                             const model::ModelConfig& config, DType kv_dtype,
                                             int sequences, int length, uint64_t shuffle_seed,
-                                            int choosing_rows, backend::PageScore page_score) {
+                                            const PageExtras& extras) {
   POLAR_CHECK(sequences > 0 && length > 0);
   SequenceCache cache;
   cache.device_ = &device;
   cache.sequences_ = sequences;
   cache.table_stride_ = (length + kPageTokens - 1) / kPageTokens;
-  cache.list_capacity_ = choosing_rows * config.kv_heads * cache.table_stride_;
+  cache.list_capacity_ =
+      extras.choosing_rows * config.kv_heads * backend::list_entries(cache.table_stride_);
   cache.kv_ = {nullptr,         kv_dtype,       config.layers, sequences * cache.table_stride_,
                config.kv_heads, config.head_dim};
   POLAR_ASSIGN(cache.kv_buffer_,
                device.allocate(cache.kv_.total_bytes(),
                                "KV cache (smaller: --context, --batch or --max-model-len)"));
   cache.kv_.data = cache.kv_buffer_.as<std::byte>();
-  if (choosing_rows > 0) {
-    cache.kv_.page_score = page_score;
+  if (extras.choosing_rows > 0) {
+    cache.kv_.page_score = extras.page_score;
     POLAR_ASSIGN(cache.index_buffer_,
                  device.allocate(cache.kv_.indices_bytes() * cache.kv_.pages, "page scores"));
     if (cache.kv_.indices_bytes() > 0) cache.kv_.index = cache.index_buffer_.as<std::byte>();
+  }
+  if (extras.summaries) {
+    POLAR_ASSIGN(cache.summary_buffer_,
+                 device.allocate(cache.kv_.summaries_bytes() * cache.kv_.pages, "page summaries"));
+    cache.kv_.summaries = cache.summary_buffer_.as<std::byte>();
   }
   cache.page_of_.resize(cache.kv_.pages);
   std::iota(cache.page_of_.begin(), cache.page_of_.end(), 0);
@@ -60,9 +74,11 @@ void SequenceCache::fill_random(uint64_t seed) {
       device_->upload(data + done, stretch.data(), std::min(stretch.size(), bytes - done));
   };
   fill(kv_.data, kv_.total_bytes());
-  // Not the indices of these keys, but as good for timing. Mean keys are 16-bit values.
+  // Not the indices and summaries of these keys, but as good for timing. Mean keys are 16-bit
+  // values.
   if (kv_.index != nullptr && kv_.dtype != DType::kF32)
     fill(kv_.index, kv_.indices_bytes() * kv_.pages);
+  if (kv_.summaries != nullptr) fill(kv_.summaries, kv_.summaries_bytes() * kv_.pages);
 }
 
 void SequenceCache::put(backend::Buffer& buffer, const std::vector<int32_t>& values) {

@@ -9,6 +9,7 @@
 #include "backend/device.h"
 #include "backend/step.h"
 #include "model/config.h"
+#include "model/decoder.h"
 
 namespace polar::study {
 
@@ -21,16 +22,23 @@ struct Chunk {
   int point = 0;         // operating point
 };
 
+/// What a cache holds beside the pages.
+struct PageExtras {
+  int choosing_rows = 0;  // planned rows of a step for which pages can be chosen; 0: none
+  backend::PageScore page_score = backend::PageScore::kMean;
+  bool summaries = false;
+};
+
+/// What a planner (null: the dense one) wants, in steps of that many planned rows.
+PageExtras page_extras(const model::Planner* planner, int planned_rows);
+
 class SequenceCache {
  public:
   /// `sequences` sequences of up to `length` tokens each. `shuffle_seed` other than 0 scatters the
-  /// pages, as they are in a server that has run for a while. `choosing_rows`: planned rows of a
-  /// step for which pages can be chosen, by `page_score` (lists and indices are there if it is not
-  /// 0).
+  /// pages, as they are in a server that has run for a while.
   static Result<SequenceCache> create(backend::Device& device, const model::ModelConfig& config,
                                       DType kv_dtype, int sequences, int length,
-                                      uint64_t shuffle_seed = 0, int choosing_rows = 0,
-                                      backend::PageScore page_score = backend::PageScore::kMean);
+                                      uint64_t shuffle_seed = 0, const PageExtras& extras = {});
 
   const backend::KvView& kv() const { return kv_; }
   int table_stride() const { return table_stride_; }
@@ -48,7 +56,7 @@ class SequenceCache {
 
   backend::Device* device_ = nullptr;
   backend::KvView kv_;
-  backend::Buffer kv_buffer_, index_buffer_;
+  backend::Buffer kv_buffer_, index_buffer_, summary_buffer_;
   std::vector<int32_t> page_of_;  // [sequence][table_stride]
   int sequences_ = 0;
   int table_stride_ = 0;

@@ -73,7 +73,7 @@ struct Formula {
     trial.effective_density = expected(trial.point);
   }
 
-  Ranking ranking() const { return {rank_by_share(worth, {}), kHeads, {}}; }
+  Ranking ranking() const { return {rank_by_share(worth, {}), kHeads, {}, {}}; }
 
   Solver solver(bool routers, int trials = 12) {
     SolverOptions options;
@@ -267,6 +267,77 @@ TEST(Candidates, HalvesGiveTheBetterUnitsTheirRatio) {
     EXPECT_EQ(budget.kind, ReadKind::kPages);
     EXPECT_EQ(budget.pages_per_mille, place < kUnits / 2 ? 350 : 140);
   }
+}
+
+/// Options as a model might have them: losses fall with bytes, each unit in its own way.
+Deal some_deal() {
+  Deal deal;
+  deal.limits = {1, 1, 0};
+  deal.options = {{}, {ReadKind::kWindow}};
+  for (const uint16_t pages : {100, 200, 400, 700})
+    deal.options.push_back({ReadKind::kPages, ReadKind::kWindow, pages, 4, pages < 300});
+  for (size_t option = 0; option < deal.options.size(); ++option) {
+    sparsity::OperatingPoint one;
+    one.limits = deal.limits;
+    one.budgets = {deal.options[option]};
+    deal.bytes.push_back(expected_density(one, kPrompt, kContext, kIndex, 1));
+    deal.loss.emplace_back();
+    for (int unit = 0; unit < kUnits; ++unit) {
+      const double left = 1 - deal.bytes.back();
+      deal.loss.back().push_back(std::pow(0.7, unit) * std::pow(left, 1 + unit % 4));
+    }
+  }
+  return deal;
+}
+
+/// Dealt bytes stay within what is asked; and no exchange of options between two units loses less
+/// at no more bytes than were dealt out.
+TEST(Candidates, DealtBytesCannotBeExchangedForABetterDeal) {
+  Ranking ranking = Formula().ranking();
+  const Deal deal = ranking.deal = some_deal();
+  Shape dealt;
+  dealt.knob = Shape::Knob::kDealt;
+  for (const int setting : {149, 249, 399, 599, 899}) {
+    const auto point = assign(dealt, ranking, setting);
+    const double asked = (setting + 1) / 1000.0;
+    EXPECT_LE(expected(point), asked + 1e-9);
+    std::vector<size_t> chosen;
+    double bytes = 0;
+    for (const UnitBudget& budget : point.budgets) {
+      size_t option = 0;
+      while (deal.options[option].kind != budget.kind ||
+             deal.options[option].pages_per_mille != budget.pages_per_mille)
+        ++option;
+      chosen.push_back(option);
+      bytes += deal.bytes[option];
+    }
+    EXPECT_NEAR(bytes / kUnits, expected(point), 1e-9);
+    EXPECT_GT(bytes / kUnits, asked - 0.06);
+    for (int a = 0; a < kUnits; ++a) {
+      for (int b = 0; b < kUnits; ++b) {
+        for (size_t x = 0; x < deal.options.size(); ++x) {
+          for (size_t y = 0; y < deal.options.size() && a != b; ++y) {
+            const double more =
+                deal.bytes[x] - deal.bytes[chosen[a]] + deal.bytes[y] - deal.bytes[chosen[b]];
+            const double loss = deal.loss[x][a] - deal.loss[chosen[a]][a] + deal.loss[y][b] -
+                                deal.loss[chosen[b]][b];
+            ASSERT_FALSE(more <= 0 && loss < -1e-12) << a << " and " << b;
+          }
+        }
+      }
+    }
+  }
+}
+
+/// What summaries and least pages are expected to read is what plans of single positions read.
+TEST(Candidates, SummariesCountASixteenthOfTheirPages) {
+  sparsity::OperatingPoint point;
+  point.limits = {1, 2, 0};
+  point.budgets = {{ReadKind::kWindow, ReadKind::kWindow, 0, 0, true},
+                   {ReadKind::kPages, ReadKind::kWindow, 50, 10, true}};
+  // At token 639 of page 39: 4 pages and 36 summaries; 10 pages, 30 summaries and 36 indices.
+  EXPECT_NEAR(expected_density(point, 639, 640, kIndex, 2),
+              (4 + 36 / 16.0 + 10 + 30 / 16.0 + 36 * kIndex) / 80, 1e-12);
 }
 
 TEST(Candidates, ARoutedUnitIsExpectedToReadWhatItsLayerAffords) {

@@ -35,13 +35,11 @@ class Cell {
   /// `planner`: of the sparse side, or null.
   Status prepare(const model::Planner* planner) {
     if (planner != nullptr) points_ = planner->points();
-    const bool choosing = planner != nullptr && planner->selects_pages();
     const int rows = std::max(batch_, std::min(context_, kPrefillRows));
     POLAR_ASSIGN(decoder_, model::Decoder::create(device_, weights_, {rows, batch_}));
     POLAR_ASSIGN(auto cache,
                  SequenceCache::create(device_, weights_.config, options_.kv_dtype, batch_,
-                                       context_, options_.seed, choosing ? batch_ : 0,
-                                       choosing ? planner->page_score() : backend::PageScore{}));
+                                       context_, options_.seed, page_extras(planner, batch_)));
     cache_ = std::make_unique<SequenceCache>(std::move(cache));
     cache_->fill_random(options_.seed);
     std::mt19937_64 random(options_.seed);
@@ -84,7 +82,7 @@ class Cell {
     return device_.trace([&] { decoder_->forward(*decode_, cache_->kv(), planner, nullptr); });
   }
 
-  /// What the last step read: KV blocks and page indices of all sequences.
+  /// What the last step read, all sequences together.
   backend::ReadCount read() {
     std::vector<backend::ReadCount> rows(batch_);
     device_.download(rows.data(), decoder_->read_counts(), rows.size() * sizeof(rows[0]));
@@ -92,6 +90,7 @@ class Cell {
     for (const backend::ReadCount& row : rows) {
       sum.blocks += row.blocks;
       sum.scored += row.scored;
+      sum.summaries += row.summaries;
     }
     return sum;
   }
@@ -245,7 +244,7 @@ Result<StepBenchResult> bench_steps(backend::Device& device, const model::Weight
         row.point = side.planner == &dense ? "dense" : name;
         row.step_seconds = median(side.seconds);
         row.prefill_tokens_per_second = prefill;
-        row.kv_bytes = cell.kv().bytes({side.read.blocks, 0});
+        row.kv_bytes = cell.kv().bytes({side.read.blocks, 0, side.read.summaries});
         row.score_bytes = cell.kv().bytes({0, side.read.scored});
         const model::NeuronPlanner::Counts neurons =
             neuron_counts(*side.planner).since(side.before);

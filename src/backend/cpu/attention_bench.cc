@@ -135,7 +135,7 @@ void decode(Machine& machine, DType dtype, int kv_heads, int group, int head_dim
       for (int head = 0; head < kv_heads; ++head) {
         plan.step->unit(row, head) = plan.share == 1
                                          ? full_ranges(batch.position[row], 0, table)
-                                         : window_ranges(batch.position[row], 0, table, 1, 4);
+                                         : window_ranges(batch.position[row], 0, table, {1, 4});
       }
     }
     if (plan.share == 0.5 || plan.share == 0.25) plan_lists(*plan.step, plan.share, random);

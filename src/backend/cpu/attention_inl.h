@@ -292,13 +292,18 @@ inline void attend_strip(const AttendArgs& a, const PageSlice* pages, int count,
   }
 }
 
+/// They have seen nothing yet.
+inline void begin_queries(Query* queries, int count, int head_dim) {
+  for (int q = 0; q < count; ++q) {
+    queries[q].max = kHidden;
+    queries[q].sum = 0.0f;
+    __builtin_memset(queries[q].output, 0, (size_t)head_dim * sizeof(float));
+  }
+}
+
 template <DType type>
 inline void attend_typed(const AttendArgs& a) {
-  for (int q = 0; q < a.query_count; ++q) {
-    a.queries[q].max = kHidden;
-    a.queries[q].sum = 0.0f;
-    __builtin_memset(a.queries[q].output, 0, (size_t)a.head_dim * sizeof(float));
-  }
+  begin_queries(a.queries, a.query_count, a.head_dim);
   for (int page = 0; page < a.page_count; page += kStripPages) {
     const int end = page + kStripPages < a.page_count ? page + kStripPages : a.page_count;
     attend_strip<type>(a, a.pages + page, end - page, a.pages + end, a.listed_count - end);

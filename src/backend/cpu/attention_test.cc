@@ -92,8 +92,8 @@ void random_plan(AttentionStep& step, int window, std::mt19937& random) {
           unit = full_ranges(position, window, table);
           break;
         case 2:
-          unit = window_ranges(position, window, table, static_cast<int>(random() % 3),
-                               static_cast<int>(random() % 5));
+          unit = window_ranges(position, window, table,
+                               {static_cast<int>(random() % 3), static_cast<int>(random() % 5)});
           break;
         default:
           unit = {batch.list_begin() + next, 0, table + position / kPageTokens, 1};

@@ -16,8 +16,11 @@ namespace {
 int pages_of(const PageRanges& unit) {
   return unit.count + unit.tail_count;
 }
-int pieces_of(int pages) {
-  return (pages + kPiecePages - 1) / kPiecePages;
+int page_pieces(const PageRanges& unit) {
+  return (pages_of(unit) + kPiecePages - 1) / kPiecePages;
+}
+int summary_pieces(const PageRanges& unit) {
+  return (unit.summary_end - unit.summary_begin + kPieceSummaries - 1) / kPieceSummaries;
 }
 
 /// The running softmax of one query: what its pieces add up to.
@@ -72,6 +75,19 @@ class PageWalk {
     return {block, (entry - table_begin_) * kPageTokens};
   }
 
+  /// The summaries of one piece of a unit's; returns their number.
+  int list_summaries(const PageRanges& unit, int piece, const std::byte** out) const {
+    const int32_t begin = unit.summary_begin + piece * kPieceSummaries;
+    const int32_t end = std::min(begin + kPieceSummaries, unit.summary_end);
+    int count = 0;
+    for (int32_t page = begin; page < end; ++page) {
+      const uint32_t bits = summary_bits(unit, page / kBitPages, batch_.pages);
+      if ((bits >> page % kBitPages & 1) != 0)
+        out[count++] = kv_.summary_of(layer_, batch_.pages[table_begin_ + page], kv_head_);
+    }
+    return count;
+  }
+
  private:
   const Batch& batch_;
   const KvView& kv_;
@@ -90,15 +106,16 @@ void CpuOps::attention(const AttentionArgs& args) {
   if (args.batch->planned_rows() > 0) attend_planned(args);
 }
 
-/// Work items are pieces of units; their partial results are merged in a second pass.
+/// Work items are pieces of units, of pages and then of summaries; their partial results are merged
+/// in a second pass.
 void CpuOps::attend_planned(const AttentionArgs& args) {
   const Batch& batch = *args.batch;
   const int kv_heads = args.kv.kv_heads, dim = args.kv.head_dim, group = args.heads / kv_heads;
   const int units = batch.planned_rows() * kv_heads;
   std::vector<int> first_item(units + 1, 0);
   for (int unit = 0; unit < units; ++unit) {
-    first_item[unit + 1] =
-        first_item[unit] + std::max(1, pieces_of(pages_of(args.plan->units[unit])));
+    const PageRanges& plan = args.plan->units[unit];
+    first_item[unit + 1] = first_item[unit] + std::max(1, page_pieces(plan) + summary_pieces(plan));
   }
   const int items = first_item[units];
   const size_t item_values = static_cast<size_t>(group) * (dim + 2);  // outputs, then max and sum
@@ -130,6 +147,13 @@ void CpuOps::attend_planned(const AttentionArgs& args) {
       const int row = batch.prefill_rows + unit / kv_heads, kv_head = unit % kv_heads;
       PageSlice pages[kPiecePages + kStripPages];
       const int page_count = list_pages(item, kPiecePages, pages);
+      const PageRanges& plan = args.plan->units[unit];
+      const int summary_piece = static_cast<int>(item - first_item[unit]) - page_pieces(plan);
+      const std::byte* summaries[kPieceSummaries];
+      const int summary_count = summary_piece < 0 || plan.summaries == 0
+                                    ? 0
+                                    : PageWalk(args, batch.sequence[row], kv_head)
+                                          .list_summaries(plan, summary_piece, summaries);
       const int next_count =
           item + 1 < end ? list_pages(item + 1, kStripPages, pages + page_count) : 0;
       float* partial = partials_.data() + item * item_values;
@@ -151,6 +175,9 @@ void CpuOps::attend_planned(const AttentionArgs& args) {
           kernels_.attend({queries, count, pages, page_count, page_count + next_count,
                            args.kv.dtype, dim, args.scale,
                            scratch(thread, kMostQueries * kStripTokens)});
+        } else if (summary_count > 0) {
+          kernels_.attend_summaries({queries, count, summaries, summary_count, args.kv.dtype, dim,
+                                     args.scale, scratch(thread, kMostQueries * kStripTokens)});
         }
         for (int i = 0; i < count; ++i) {
           partial[group * dim + (q + i) * 2] = queries[i].max;

@@ -202,11 +202,11 @@ void CpuOps::qkv(const QkvArgs& args) {
                   static_cast<size_t>(args.heads) * dim * sizeof(float));
     }
   });
-  if (kv.index != nullptr) index_pages(args);
+  if (kv.index != nullptr || kv.summaries != nullptr) finish_pages(args);
 }
 
-/// The indices of the pages that this step's rows filled.
-void CpuOps::index_pages(const QkvArgs& args) {
+/// The indices and summaries of the pages that this step's rows filled.
+void CpuOps::finish_pages(const QkvArgs& args) {
   const Batch& batch = *args.batch;
   const KvView& kv = args.kv;
   const auto fills = [&](int64_t row) {
@@ -223,8 +223,13 @@ void CpuOps::index_pages(const QkvArgs& args) {
       const int32_t page =
           batch.pages[batch.sequence[row] * batch.table_stride + batch.position[row] / kPageTokens];
       for (int h = 0; h < kv.kv_heads; ++h) {
-        kernels_.index_page({kv.page_score, kv.dtype, kv.head_dim, kv.block(args.layer, page, h),
-                             kv.index_of(args.layer, page, h)});
+        const std::byte* block = kv.block(args.layer, page, h);
+        if (kv.index != nullptr)
+          kernels_.index_page(
+              {kv.page_score, kv.dtype, kv.head_dim, block, kv.index_of(args.layer, page, h)});
+        if (kv.summaries != nullptr)
+          kernels_.summarize_page(
+              {kv.dtype, kv.head_dim, block, kv.summary_of(args.layer, page, h)});
       }
     }
   });

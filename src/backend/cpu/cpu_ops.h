@@ -37,7 +37,7 @@ class CpuOps : public Ops {
   void gathered_product(const float* x, int64_t x_stride, int rows, const Weight& weight,
                         const float* bias, float* y, const int32_t* index, int64_t count);
   void activate(const MlpArgs& args, int64_t width);
-  void index_pages(const QkvArgs& args);
+  void finish_pages(const QkvArgs& args);
   /// What a planned row's unit reads; `logits` [kv_heads] are the row's router outputs, or null.
   PageRanges unit_ranges(const PlanArgs& args, int planned, int kv_head, const float* logits,
                          int thread);

@@ -52,10 +52,11 @@ PageRanges CpuOps::chosen_pages(const PlanArgs& args, int planned, int kv_head, 
   const int32_t table_begin = batch.sequence[row] * batch.table_stride;
   const PointLimits& limits = args.limits[point];
   const int capacity = batch.list_capacity / (batch.planned_rows() * kv.kv_heads);
-  const PageChoice choice = page_choice(
-      position, args.window, args.budgets[point * kv.kv_heads + kv_head], limits, capacity);
+  const UnitBudget& budget = args.budgets[point * kv.kv_heads + kv_head];
+  const PageChoice choice = page_choice(position, args.window, budget, limits, capacity);
   const int32_t list_begin = batch.list_begin() + unit * capacity;
-  const PageRanges ranges = choice_ranges(choice, position, args.window, table_begin, list_begin);
+  const PageRanges ranges =
+      choice_ranges(choice, position, args.window, table_begin, list_begin, budget.summaries);
   if (choice.chosen == 0 || choice.chosen == choice.count) return ranges;
 
   const bool exact = kv.page_score == PageScore::kMass;
@@ -82,6 +83,14 @@ PageRanges CpuOps::chosen_pages(const PlanArgs& args, int planned, int kv_head, 
   std::copy_n(table, choice.sink, list);
   int32_t* best = list + choice.sink;
   choose_largest(memory.mass.data(), choice.count, choice.chosen, best);
+  if (ranges.read_bits != 0) {
+    int32_t* bits = batch.pages + ranges.read_bits;
+    std::fill_n(bits, (ranges.summary_end + kBitPages - 1) / kBitPages, 0);
+    for (int i = 0; i < choice.chosen; ++i) {
+      const int32_t page = choice.first + best[i];
+      bits[page / kBitPages] |= 1 << page % kBitPages;
+    }
+  }
   for (int i = 0; i < choice.chosen; ++i) best[i] = table[choice.first + best[i]];
   return ranges;
 }
@@ -97,7 +106,7 @@ PageRanges CpuOps::unit_ranges(const PlanArgs& args, int planned, int kv_head, c
   const UnitBudget* budgets = args.budgets + static_cast<int64_t>(batch.point[row]) * kv_heads;
   const ReadKind kind = resolved_kind(budgets, limits, logits, kv_heads, kv_head);
   if (kind == ReadKind::kPages) return chosen_pages(args, planned, kv_head, thread);
-  return fixed_ranges(kind, position, args.window, table_begin, limits);
+  return fixed_ranges(kind, position, args.window, table_begin, limits, budgets[kv_head].summaries);
 }
 
 void CpuOps::plan(const PlanArgs& args) {
@@ -120,7 +129,9 @@ void CpuOps::plan(const PlanArgs& args) {
             unit_ranges(args, static_cast<int>(planned), head,
                         logits != nullptr ? logits + planned * kv_heads : nullptr, thread);
         args.plan.units[planned * kv_heads + head] = unit;
+        POLAR_CHECK(unit.summaries == 0 || args.kv.summaries != nullptr);
         args.plan.read[planned].blocks += unit.count + unit.tail_count;
+        args.plan.read[planned].summaries += unit.summaries;
       }
     }
   });

@@ -46,6 +46,7 @@ namespace POLAR_ISA {
 // simd.h first: the others are written in its vectors.
 #include "backend/cpu/attention_inl.h"
 #include "backend/cpu/matmul_inl.h"
+#include "backend/cpu/summary_inl.h"
 // matmul_inl.h before block_matmul_inl.h: this chooses between them.
 #include "backend/cpu/block_matmul_inl.h"
 #include "backend/cpu/index_page_inl.h"
@@ -94,9 +95,9 @@ inline float flops(int64_t rounds) {
   return reduce_add(sum[0]);
 }
 
-inline constexpr Kernels kKernels = {POLAR_ISA_NAME, matmul, packed_bytes, pack,
-                                     accumulate,     attend, index_page,   page_mass,
-                                     silu_mul,       read,   flops,        kLanes};
+inline constexpr Kernels kKernels = {
+    POLAR_ISA_NAME, matmul,         packed_bytes, pack,     accumulate, attend, attend_summaries,
+    index_page,     summarize_page, page_mass,    silu_mul, read,       flops,  kLanes};
 
 }  // namespace POLAR_ISA
 }  // namespace polar::backend::cpu

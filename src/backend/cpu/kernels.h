@@ -90,6 +90,27 @@ struct AttendArgs {
   float* scratch;  // [query_count][kStripTokens]
 };
 
+/// Pages that a query sees by their summaries: one token each, whose score gains log kPageTokens.
+struct AttendSummariesArgs {
+  Query* queries;                     // low and high do not matter
+  int query_count;                    // at most kMostQueries
+  const std::byte* const* summaries;  // mean key [head_dim], then mean value [head_dim]
+  int summary_count;                  // at most kPieceSummaries
+  DType dtype;                        // of the cache: f32, f16 or bf16
+  int head_dim;
+  float scale;
+  float* scratch;  // [query_count][kStripTokens]
+};
+inline constexpr int kPieceSummaries = 512;
+
+/// The summary of a full page, from its block.
+struct SummarizePageArgs {
+  DType dtype;
+  int head_dim;
+  const std::byte* block;
+  std::byte* summary;  // mean key [head_dim], then mean value [head_dim], of dtype; out
+};
+
 /// The index of a full page, from its keys as stored.
 struct IndexPageArgs {
   PageScore score;  // kMean or kCodes
@@ -130,7 +151,9 @@ struct Kernels {
   void (*pack)(const PackArgs& args);
   void (*accumulate)(const AccumulateArgs& args);
   void (*attend)(const AttendArgs& args);
+  void (*attend_summaries)(const AttendSummariesArgs& args);
   void (*index_page)(const IndexPageArgs& args);
+  void (*summarize_page)(const SummarizePageArgs& args);
   void (*page_mass)(const PageMassArgs& args);
   /// out[i] = silu(gate[i]) * up[i]
   void (*silu_mul)(const float* gate, const float* up, float* out, int64_t count);

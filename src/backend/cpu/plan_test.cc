@@ -296,6 +296,24 @@ TEST_P(ChoosePagesTest, RoutedUnitsAreThoseWithTheLargestLogits) {
   }
 }
 
+/// A full page's summary is the mean of its keys and values as stored, to the cache's precision.
+void expect_means(const KvView& kv, int layer, int page, int kv_head) {
+  const std::byte* block = kv.block(layer, page, kv_head);
+  const std::byte* summary = kv.summary_of(layer, page, kv_head);
+  const double precision = kv.dtype == DType::kBF16 ? 0.01 : kv.dtype == DType::kF16 ? 1e-3 : 1e-5;
+  for (int d = 0; d < kv.head_dim; ++d) {
+    double key = 0, value = 0;
+    for (int slot = 0; slot < kPageTokens; ++slot) {
+      key += load_element(kv.dtype, block, d * kPageTokens + slot) / kPageTokens;
+      value +=
+          load_element(kv.dtype, block + kv.half_bytes(), slot * kv.head_dim + d) / kPageTokens;
+    }
+    ASSERT_NEAR(load_element(kv.dtype, summary, d), key, precision * (std::abs(key) + 0.1));
+    ASSERT_NEAR(load_element(kv.dtype, summary, kv.head_dim + d), value,
+                precision * (std::abs(value) + 0.1));
+  }
+}
+
 /// Random appends to sequences whose pages are given back and used again: after every step, the
 /// indices of the pages that are full equal those of the keys as stored.
 TEST_P(ChoosePagesTest, IndicesFollowTheKeysThroughAppendsAndPageReuse) {
@@ -314,8 +332,10 @@ TEST_P(ChoosePagesTest, IndicesFollowTheKeysThroughAppendsAndPageReuse) {
     kv.page_score = round < 3 ? PageScore::kMean : PageScore::kCodes;
     std::vector<std::byte> cache(kv.total_bytes(), std::byte{0xff});
     std::vector<std::byte> indices(kv.indices_bytes() * kPages, std::byte{0xff});
+    std::vector<std::byte> summaries(kv.summaries_bytes() * kPages, std::byte{0xff});
     kv.data = cache.data();
     kv.index = indices.data();
+    kv.summaries = summaries.data();
     std::vector<int32_t> free(kPages);
     std::iota(free.begin(), free.end(), 0);
     std::vector<int32_t> tables(2 * kTable, -1);
@@ -380,6 +400,7 @@ TEST_P(ChoosePagesTest, IndicesFollowTheKeysThroughAppendsAndPageReuse) {
                                          kv.block(1, physical, head), expected.data()});
             const std::byte* found = kv.index_of(1, physical, head);
             ASSERT_TRUE(std::equal(expected.begin(), expected.end(), found));
+            expect_means(kv, 1, physical, head);
           }
         }
       }

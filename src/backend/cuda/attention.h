@@ -13,11 +13,12 @@
 namespace polar::backend::cuda {
 
 /// One unit that reads something, as the attention kernel walks it. `first` counts the pages of all
-/// units before it: blocks of the kernel take equal shares of all pages, wherever units begin.
+/// units before it: blocks of the kernel take equal shares of all pages, wherever units begin. A
+/// group of 16 pages' summaries counts as a page: it is put together as one in shared memory.
 struct WorkUnit {
   int32_t first;        // pages before this unit
   int32_t unit;         // planned row * kv_heads + kv_head
-  PageRanges ranges;    // entries of Batch::pages
+  PageRanges ranges;    // its groups of summaries, then its pages
   int32_t position;     // of the row
   int32_t table_begin;  // first entry of the row's page table
   int32_t first_share;  // the shares that its pages lie in
@@ -25,7 +26,7 @@ struct WorkUnit {
   int32_t kv_head;
   int32_t reserved;
 };
-static_assert(sizeof(WorkUnit) == 48);
+static_assert(sizeof(WorkUnit) == 64);
 
 /// A share of the pages (a block's) is cut into that many parts; a warp takes one or two of them.
 inline constexpr int kShareParts = 8;
@@ -84,9 +85,10 @@ AttentionScratch attention_scratch_at(void* memory, int units, int shares, int g
 
 /// Decode attention over a schedule, dense or sparse alike.
 struct DecodeAttention {
-  const std::byte* kv = nullptr;  // blocks of the layer: [page][kv_head]
-  DType kv_dtype = DType::kBF16;  // bf16 or f16
-  int head_dim = 0;               // 64, 80, 96, 128, 256
+  const std::byte* kv = nullptr;         // blocks of the layer: [page][kv_head]
+  const std::byte* summaries = nullptr;  // of the layer: [page][kv_head] (kv_layout.cuh); or null
+  DType kv_dtype = DType::kBF16;         // bf16 or f16
+  int head_dim = 0;                      // 64, 80, 96, 128, 256
   int kv_heads = 0;
   int group = 0;  // query heads per KV head, 1 to 16
   int units = 0;  // planned rows * kv_heads
@@ -156,12 +158,14 @@ struct PageIndex {
   const std::byte* kv = nullptr;   // blocks of the layer
   DType kv_dtype = DType::kBF16;
   PageScore score = PageScore::kMean;
-  void* data = nullptr;         // out: [page][kv_head], mean keys [head_dim] bf16, or PageCodes
-  float* half_steps = nullptr;  // out: [page][kv_head], of codes
+  void* data = nullptr;            // out: [page][kv_head], mean keys [head_dim] bf16, or PageCodes
+  float* half_steps = nullptr;     // out: [page][kv_head], of codes
+  std::byte* summaries = nullptr;  // out, if wanted: [page][kv_head] of the layer
 };
 
-/// Writes the indices of the pages that these rows fill (position % kPageTokens is the last). K
-/// must be stored. For prefill rows; planned rows' pages are written by launch_page_selection.
+/// Writes the indices and summaries, where `data` and `summaries` want them, of the pages that
+/// these rows fill (position % kPageTokens is the last). K and V must be stored. For prefill rows;
+/// planned rows' pages are written by launch_page_selection.
 cudaError_t launch_page_index(const PageIndex& args, cudaStream_t stream);
 
 /// Page selection: the lists of the kPages units of a layer. Two nodes.

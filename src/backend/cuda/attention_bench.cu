@@ -262,7 +262,7 @@ void run_decode(const Request& r, const Pool& pool) {
         if (chosen[h])
           p = full_ranges(position[row], 0, row * stride);
         else if (r.kind == "window")
-          p = window_ranges(position[row], 0, row * stride, 1, 4);
+          p = window_ranges(position[row], 0, row * stride, {1, 4});
       }
     }
     s.pages = upload(table);

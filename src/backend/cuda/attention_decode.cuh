@@ -10,6 +10,7 @@
 
 #include "backend/cuda/attention_unit.cuh"
 #include "backend/cuda/launch.cuh"
+#include "backend/ranges.h"
 
 namespace polar::backend::cuda {
 
@@ -59,7 +60,8 @@ struct DecodeShared {
 
 /// Pages up to this unit's end.
 __device__ __forceinline__ int work_end(const WorkUnit& unit) {
-  return unit.first + unit.ranges.count + unit.ranges.tail_count;
+  return unit.first + summary_groups(unit.ranges).count + unit.ranges.count +
+         unit.ranges.tail_count;
 }
 
 /// Part i of n equal ones of `total`.
@@ -70,14 +72,17 @@ __device__ __forceinline__ int even_part(int total, int i, int n) {
 /// A worker's walk over its share: which block comes from where, 32 pages at a time, one per lane.
 template <int D>
 struct PageWalk {
+  static constexpr int kSummaryBytes = 4 * D;  // mean key and mean value
   const DecodeParams& p;
-  int2* meta;               // shared: [page % kMetaEntries] work, visible tokens begin | end << 16
-  int begin, end;           // pages of the share
-  int works;                // in the schedule
-  int base;                 // page of lane 0
-  int work;                 // that holds page `base`
+  int2* meta;      // shared: [page % kMetaEntries] work, what is seen (UnitState::add_page)
+  int begin, end;  // pages of the share
+  int works;       // in the schedule
+  int base;        // page of lane 0
+  int work;        // that holds page `base`
   const std::byte* source;  // of this lane's page,
   bool newest;              // which is its unit's last
+  uint32_t summaries;       // or bits of the summaries that it is made of, by
+  int entry;                // the entries from here on; source: those of page 0
 
   /// Looks up pages [base, base + 32): a schedule's units all have pages, so these lie in at most
   /// 32 units from `work` on.
@@ -92,21 +97,34 @@ struct PageWalk {
       if (__shfl_sync(~0u, first, ahead + step) <= page) ahead += step;
     }
     bool ends = false;
+    entry = -1;
     if (page < end) {
       const WorkUnit unit = units[work + ahead];
-      const int offset = page - unit.first;
       const PageRanges& r = unit.ranges;
-      const int entry = offset < r.count ? r.begin + offset : r.tail_begin + (offset - r.count);
+      const SummaryGroups groups = summary_groups(r);
+      const int offset = page - unit.first - groups.count;  // negative: a group of summaries
       ends = offset + 1 == r.count + r.tail_count;
-      int low = 0, high = kPageTokens;
-      if (entry < p.a.list_begin) {
-        const int token = (entry - unit.table_begin) * kPageTokens;
-        high = min(max(unit.position + 1 - token, 0), kPageTokens);
-        if (p.a.window > 0) low = min(max(unit.position - p.a.window + 1 - token, 0), kPageTokens);
+      int seen = kAllTokens;
+      if (offset < 0) {
+        const int group = groups.first + groups.count + offset;
+        summaries = summary_bits(r, group, p.a.pages);
+        seen = summaries | kSummaries;
+        entry = unit.table_begin + group * kBitPages;
+        source = p.a.summaries + unit.kv_head * kSummaryBytes;
+      } else {
+        entry = offset < r.count ? r.begin + offset : r.tail_begin + (offset - r.count);
+        if (entry < p.a.list_begin) {
+          const int token = (entry - unit.table_begin) * kPageTokens;
+          const int high = min(max(unit.position + 1 - token, 0), kPageTokens);
+          seen = (1 << high) - 1;
+          if (p.a.window > 0)
+            seen &= -1 << min(max(unit.position - p.a.window + 1 - token, 0), kPageTokens);
+        }
+        const int64_t block = static_cast<int64_t>(p.a.pages[entry]) * p.a.kv_heads + unit.kv_head;
+        source = p.a.kv + block * kv_block_bytes(D);
+        entry = -1;
       }
-      meta[(page - begin) & (kMetaEntries - 1)] = make_int2(work + ahead, low | high << 16);
-      const int64_t block = static_cast<int64_t>(p.a.pages[entry]) * p.a.kv_heads + unit.kv_head;
-      source = p.a.kv + block * kv_block_bytes(D);
+      meta[(page - begin) & (kMetaEntries - 1)] = make_int2(work + ahead, seen);
     }
     __syncwarp();
     newest = ends;
@@ -127,9 +145,32 @@ struct PageWalk {
       base += 32;
       load();
     }
+    if (p.a.summaries != nullptr && __shfl_sync(~0u, entry, page - base) >= 0)
+      return gather(page - base, slot, barrier);
     if (static_cast<int>(threadIdx.x & 31) == page - base) {
       barrier_expect(barrier, kv_block_bytes(D));
       bulk_copy_once(slot, source, kv_block_bytes(D), barrier);
+    }
+  }
+
+  /// Makes a block of the summaries that lane `holder` knows of: one lane copies each, row by row.
+  __device__ __forceinline__ void gather(int holder, uint32_t slot, uint32_t barrier) const {
+    const int lane = threadIdx.x & 31;
+    const uint32_t bits = __shfl_sync(~0u, summaries, holder);
+    const int first = __shfl_sync(~0u, entry, holder);
+    const auto base_address = reinterpret_cast<uint64_t>(source);
+    const auto* rows = reinterpret_cast<const std::byte*>(__shfl_sync(~0u, base_address, holder));
+    if (lane == holder) barrier_expect(barrier, __popc(bits) * kSummaryBytes);
+    __syncwarp();
+    if (lane >= kPageTokens || (bits >> lane & 1) == 0) return;
+    const int64_t page = p.a.pages[first + lane];
+    const std::byte* row = rows + page * p.a.kv_heads * kSummaryBytes;
+    constexpr int kPieces = kv_row_pieces(D), kBytes = kv_piece_bytes(D);
+#pragma unroll
+    for (int piece = 0; piece < 2 * kPieces; ++piece) {
+      const int half = piece / kPieces;
+      bulk_copy_once(slot + half * kv_half_bytes(D) + kv_piece_offset(D, lane, piece % kPieces),
+                     row + piece * kBytes, kBytes, barrier);
     }
   }
 };
@@ -149,7 +190,9 @@ struct EmptyUnits {
         empty(look(begin)) {}
   __device__ bool look(int base) const {
     const int unit = base + static_cast<int>(threadIdx.x & 31);
-    return unit < end && a.plan[unit].count + a.plan[unit].tail_count == 0;
+    if (unit >= end) return false;
+    const PageRanges& r = a.plan[unit];
+    return r.count + r.tail_count + r.summaries == 0;
   }
   __device__ void zero() {
     const int lane = threadIdx.x & 31;
@@ -228,7 +271,16 @@ __global__ void __launch_bounds__(decode_warps(D) * 32, 1)
   if (begin < end) {
     walk.start(begin, end, first_work);
     const auto fill = [&](bool which) {  // all at once: the first window holds them
-      if (!which || lane >= min(p.slots, end - begin)) return;
+      which = which && lane < min(p.slots, end - begin);
+      if (a.summaries != nullptr) {
+        for (unsigned left = __ballot_sync(~0u, which && walk.entry >= 0); left != 0;
+             left &= left - 1) {
+          const int slot = __ffs(left) - 1;
+          walk.gather(slot, ring_address + slot * kv_block_bytes(D), barrier_address + slot * 8);
+        }
+        which = which && walk.entry < 0;
+      }
+      if (!which) return;
       barrier_expect(barrier_address + lane * 8, kv_block_bytes(D));
       bulk_copy_once(ring_address + lane * kv_block_bytes(D), walk.source, kv_block_bytes(D),
                      barrier_address + lane * 8);
@@ -273,7 +325,7 @@ __global__ void __launch_bounds__(decode_warps(D) * 32, 1)
     barrier_wait(barrier_address + slot * 8, parity);
     if (page == begin) mark(2);
     if constexpr (kMode != DecodeMode::kCopyOnly) {
-      state.add_page(slot_address, meta.y & 0xffff, meta.y >> 16, p.scale_log2);
+      state.add_page(slot_address, meta.y, p.scale_log2);
     }
     __syncwarp();
     walk.issue(page + p.slots, slot_address, barrier_address + slot * 8);

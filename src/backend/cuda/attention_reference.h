@@ -51,9 +51,19 @@ __host__ __device__ inline float kv_value(int block, int half, int token, int di
          (half ? 1.0f : 2.0f);
 }
 
-/// One (unit, query head): a list of (page, first and last visible token).
+/// What a page's summary holds: the mean over its tokens as stored, rounded to the same type.
+inline float summary_value(DType type, int block, int half, int dim) {
+  float sum = 0.0f;
+  for (int token = 0; token < kPageTokens; ++token)
+    sum += from_bits(type, to_bits(type, kv_value(block, half, token, dim)));
+  return from_bits(type, to_bits(type, sum / kPageTokens));
+}
+
+/// One (unit, query head): a list of (page, first and last visible token), or of pages that are
+/// seen by their summaries.
 struct Visible {
   int page, low, high;
+  bool summary = false;
 };
 
 /// What a unit sees, from the definition of PageRanges.
@@ -73,6 +83,10 @@ inline std::vector<Visible> visible_pages(const PageRanges& r, const int32_t* pa
   };
   for (int i = 0; i < r.count; ++i) add(r.begin + i);
   for (int i = 0; i < r.tail_count; ++i) add(r.tail_begin + i);
+  for (int page = r.summary_begin; page < r.summary_end; ++page) {
+    if (r.read_bits == 0 || (pages[r.read_bits + page / 16] >> page % 16 & 1) == 0)
+      out.push_back({pages[table_begin + page], 0, 1, true});
+  }
   return out;
 }
 
@@ -80,6 +94,10 @@ inline std::vector<Visible> visible_pages(const PageRanges& r, const int32_t* pa
 inline std::vector<double> attend(const std::vector<Visible>& pages, const float* query,
                                   int head_dim, int kv_heads, int kv_head, DType type,
                                   double scale) {
+  const auto element = [&](const Visible& v, int block, int half, int token, int d) {
+    if (v.summary) return summary_value(type, block, half, d);
+    return from_bits(type, to_bits(type, kv_value(block, half, token, d)));
+  };
   std::vector<double> out(head_dim, 0.0);
   double maximum = -INFINITY, sum = 0.0;
   for (const Visible& v : pages) {
@@ -87,9 +105,9 @@ inline std::vector<double> attend(const std::vector<Visible>& pages, const float
     for (int t = v.low; t < v.high; ++t) {
       double score = 0.0;
       for (int d = 0; d < head_dim; ++d)
-        score += static_cast<double>(query[d]) *
-                 from_bits(type, to_bits(type, kv_value(block, 0, t, d)));
+        score += static_cast<double>(query[d]) * element(v, block, 0, t, d);
       score *= scale;
+      if (v.summary) score += std::log(kPageTokens);
       if (score > maximum) {
         const double shrink = std::exp(maximum - score);
         for (double& o : out) o *= shrink;
@@ -98,8 +116,7 @@ inline std::vector<double> attend(const std::vector<Visible>& pages, const float
       }
       const double weight = std::exp(score - maximum);
       sum += weight;
-      for (int d = 0; d < head_dim; ++d)
-        out[d] += weight * from_bits(type, to_bits(type, kv_value(block, 1, t, d)));
+      for (int d = 0; d < head_dim; ++d) out[d] += weight * element(v, block, 1, t, d);
     }
   }
   if (sum > 0.0) {

@@ -10,6 +10,10 @@
 
 namespace polar::backend::cuda {
 
+/// What is seen of a page: a bit for each token; and whether the tokens are summaries of pages.
+inline constexpr int kAllTokens = (1 << kPageTokens) - 1;
+inline constexpr int kSummaries = 1 << kPageTokens;
+
 /// Running softmax of one unit in one warp. Lane l holds, of query heads c = l % 4 * 2 + {0, 1} of
 /// each tile of 8: maximum and its own part of the sum, and the outputs of dims l / 4 + {0, 8} of
 /// each 16.
@@ -51,11 +55,13 @@ struct UnitState {
     }
   }
 
-  /// Adds the page at `block` (shared address); tokens outside [low, high) are not seen, whatever
-  /// stands there.
-  __device__ __forceinline__ void add_page(uint32_t block, int low, int high, float scale_log2) {
+  /// Adds the page at `block` (shared address). Other tokens than those in `seen` are not seen,
+  /// whatever stands there; the scores of summaries count for all tokens of their pages.
+  __device__ __forceinline__ void add_page(uint32_t block, int seen, float scale_log2) {
+    static_assert(kPageTokens == 16);
     const int lane = threadIdx.x & 31;
-    const bool whole = low == 0 && high == kPageTokens;
+    const bool whole = (seen & kAllTokens) == kAllTokens;
+    const float gain = (seen & kSummaries) != 0 ? 4.0f : 0.0f;  // log2(kPageTokens)
     constexpr int kChains = NT == 1 ? 4 : 2;
     float score[NT][kChains][4] = {};
     {
@@ -77,13 +83,13 @@ struct UnitState {
       for (int i = 0; i < 4; ++i) {
         s[i] = score[n][0][i] + score[n][1][i];
         if constexpr (kChains == 4) s[i] += score[n][2][i] + score[n][3][i];
-        s[i] *= scale_log2;
+        s[i] = s[i] * scale_log2 + gain;
       }
       if (!whole) {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           const int token = lane / 4 + (i / 2) * 8;
-          if (token < low || token >= high) s[i] = -INFINITY;
+          if ((seen >> token & 1) == 0) s[i] = -INFINITY;
         }
       }
       float top[2] = {fmaxf(s[0], s[2]), fmaxf(s[1], s[3])};
@@ -121,8 +127,8 @@ struct UnitState {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           const int t = token_pair + (i / 2) * 8;
-          if (t < low || t >= high) value[i] &= 0xffff0000u;
-          if (t + 1 < low || t + 1 >= high) value[i] &= 0x0000ffffu;
+          if ((seen >> t & 1) == 0) value[i] &= 0xffff0000u;
+          if ((seen >> (t + 1) & 1) == 0) value[i] &= 0x0000ffffu;
         }
       }
 #pragma unroll

@@ -26,6 +26,8 @@ PageIndex page_index(const Batch& batch, const KvView& kv, int layer, int first,
   index.kv = kv.block(layer, 0, 0);
   index.kv_dtype = kv.dtype;
   index.score = kv.page_score;
+  if (kv.summaries != nullptr) index.summaries = kv.summary_of(layer, 0, 0);
+  if (kv.index == nullptr) return index;
   index.data = kv.index_of(layer, 0, 0);
   if (kv.page_score == PageScore::kCodes) {
     const size_t blocks = static_cast<size_t>(kv.pages) * kv.kv_heads,
@@ -137,7 +139,7 @@ Schedule CudaOps::schedule_for(int units) {
 
 void CudaOps::write_page_index(const Batch& batch, const KvView& kv, int layer, int first,
                                int rows) {
-  if (kv.index == nullptr) return;
+  if (kv.index == nullptr && kv.summaries == nullptr) return;
   POLAR_CUDA(launch_page_index(page_index(batch, kv, layer, first, rows), device_.stream()));
 }
 
@@ -222,6 +224,8 @@ void CudaOps::attention(const AttentionArgs& args) {
   const size_t offset = static_cast<size_t>(first) * args.heads * kv.head_dim * 2;
   const DecodeAttention decode{
       .kv = layer,
+      .summaries =
+          kv.summaries != nullptr && !shares_plan_ ? kv.summary_of(args.layer, 0, 0) : nullptr,
       .kv_dtype = kv.dtype,
       .head_dim = kv.head_dim,
       .kv_heads = kv.kv_heads,

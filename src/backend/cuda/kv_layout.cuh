@@ -37,6 +37,29 @@ __host__ __device__ constexpr int kv_element_offset(int head_dim, int token, int
   return kv_unit_offset(head_dim, token, dim / kUnitElements) + dim % kUnitElements * 2;
 }
 
+/// A summary is a key and a value as a block's rows are, those of token `page` % kPageTokens of the
+/// page's logical index: so that 16 neighbouring pages' summaries, copied row by row, make a block.
+/// A row consists of pieces that are contiguous in the block, one for each atom: their number,
+/// bytes, and where one stands inside a half.
+__host__ __device__ constexpr int kv_row_pieces(int head_dim) {
+  return head_dim % 64 == 0 ? head_dim / 64 : 1;
+}
+__host__ __device__ constexpr int kv_piece_bytes(int head_dim) {
+  return head_dim * 2 / kv_row_pieces(head_dim);
+}
+__host__ __device__ constexpr int kv_piece_offset(int head_dim, int token, int piece) {
+  if (head_dim % 64 == 0)
+    return (token / 8 * (head_dim / 64) + piece) * kAtomBytes + token % 8 * 128;
+  return token * head_dim * 2;
+}
+
+/// Byte offset of one element inside a row that is stored by itself.
+__host__ __device__ constexpr int kv_row_offset(int head_dim, int token, int dim) {
+  const int piece = head_dim % 64 == 0 ? dim / 64 : 0;
+  return kv_element_offset(head_dim, token, dim) - kv_piece_offset(head_dim, token, piece) +
+         piece * kv_piece_bytes(head_dim);
+}
+
 /// Bytes of a half and of a block, for 16-bit types.
 __host__ __device__ constexpr int kv_half_bytes(int head_dim) {
   return kPageTokens * head_dim * 2;

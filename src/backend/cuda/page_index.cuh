@@ -88,29 +88,35 @@ __device__ __forceinline__ void rotate(float (&v)[(D + 31) / 32]) {
   }
 }
 
+/// The mean over a half's tokens of one 16-byte unit of T, as values of Out; `kAhead` tokens are
+/// loaded together.
+template <int D, typename T, typename Out, int kAhead>
+__device__ __forceinline__ uint4 mean_of_unit(const std::byte* half, int unit) {
+  float sum[8] = {};
+#pragma unroll kAhead
+  for (int token = 0; token < kPageTokens; ++token) {
+    const uint4 bits = *reinterpret_cast<const uint4*>(half + kv_unit_offset(D, token, unit));
+    const uint32_t words[4] = {bits.x, bits.y, bits.z, bits.w};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float2 v = unpack<T>(words[i]);
+      sum[i * 2] += v.x;
+      sum[i * 2 + 1] += v.y;
+    }
+  }
+  uint32_t packed[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i)
+    packed[i] = pack<Out>(sum[i * 2] / kPageTokens, sum[i * 2 + 1] / kPageTokens);
+  return make_uint4(packed[0], packed[1], packed[2], packed[3]);
+}
+
 /// Mean key, as bf16.
 template <int D, typename T>
 __device__ void write_mean(const std::byte* keys, void* index) {
   auto* out = static_cast<uint4*>(index);
-  for (int unit = threadIdx.x; unit < D / kUnitElements; unit += kIndexThreads) {
-    float sum[8] = {};
-#pragma unroll
-    for (int token = 0; token < kPageTokens; ++token) {
-      const uint4 bits = *reinterpret_cast<const uint4*>(keys + kv_unit_offset(D, token, unit));
-      const uint32_t words[4] = {bits.x, bits.y, bits.z, bits.w};
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const float2 v = unpack<T>(words[i]);
-        sum[i * 2] += v.x;
-        sum[i * 2 + 1] += v.y;
-      }
-    }
-    uint32_t packed[4];
-#pragma unroll
-    for (int i = 0; i < 4; ++i)
-      packed[i] = pack<__nv_bfloat16>(sum[i * 2] / kPageTokens, sum[i * 2 + 1] / kPageTokens);
-    out[unit] = make_uint4(packed[0], packed[1], packed[2], packed[3]);
-  }
+  for (int unit = threadIdx.x; unit < D / kUnitElements; unit += kIndexThreads)
+    out[unit] = mean_of_unit<D, T, __nv_bfloat16, kPageTokens>(keys, unit);
 }
 
 /// Two-bit codes of the rotated keys, and half their step.
@@ -181,7 +187,21 @@ __device__ void write_codes(const std::byte* keys, void* index, float* half_step
   __syncthreads();  // shared memory may be written again
 }
 
-/// Writes the index of the page that a row fills, if it fills one. The whole block calls it.
+/// Mean key and mean value, as rows of a block (kv_layout.cuh). Seldom done, by kernels that want
+/// their registers for other things: few tokens are loaded together.
+template <int D, typename T>
+__device__ void write_summary(const std::byte* block, int token, std::byte* summary) {
+  constexpr int kUnits = D / kUnitElements;
+  for (int unit = threadIdx.x; unit < 2 * kUnits; unit += kIndexThreads) {
+    const int half = unit / kUnits, of_half = unit % kUnits;
+    std::byte* row = summary + half * D * 2;
+    *reinterpret_cast<uint4*>(row + kv_row_offset(D, token, of_half * kUnitElements)) =
+        mean_of_unit<D, T, T, 4>(block + half * kv_half_bytes(D), of_half);
+  }
+}
+
+/// Writes the index and the summary of the page that a row fills, if it fills one. The whole block
+/// calls it.
 template <int D, PageScore kScore>
 __device__ void write_page_index(const PageIndex& index, int row, int head) {
   const int position = index.position[row];
@@ -190,6 +210,13 @@ __device__ void write_page_index(const PageIndex& index, int row, int head) {
   const int64_t which = static_cast<int64_t>(page) * index.kv_heads + head;
   const std::byte* keys = index.kv + which * kv_block_bytes(D);
   const bool f16 = index.kv_dtype == DType::kF16;
+  if (index.summaries != nullptr) {
+    std::byte* out = index.summaries + which * D * 4;
+    const int token = position / kPageTokens % kPageTokens;
+    f16 ? write_summary<D, __half>(keys, token, out)
+        : write_summary<D, __nv_bfloat16>(keys, token, out);
+  }
+  if (index.data == nullptr) return;
   if constexpr (kScore == PageScore::kMean) {
     auto* out = static_cast<std::byte*>(index.data) + which * D * 2;
     f16 ? write_mean<D, __half>(keys, out) : write_mean<D, __nv_bfloat16>(keys, out);

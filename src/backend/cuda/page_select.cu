@@ -124,6 +124,16 @@ __device__ void select_pages(const PageSelection& s, int unit, const PlanRow& ro
     const int bits = __float_as_int(mass[i]);
     if (bits > threshold || (bits == threshold && ties-- > 0)) chosen |= 1u << i, ++taken;
   }
+  if (row.budgets[unit % s.plan.kv_heads].summaries) {
+    int32_t* bits = list + c.sink + c.chosen;
+    for (int i = T::rank(); i <= (pages - 1) / kBitPages; i += Threads) bits[i] = 0;
+    Threads > 32 ? __syncthreads() : __syncwarp();
+    const uint64_t from_word = static_cast<uint64_t>(chosen) << begin % kBitPages;
+    for (int word = 0; word < 3; ++word) {
+      const auto part = static_cast<uint32_t>(from_word >> word * kBitPages) & 0xffffu;
+      if (part != 0) atomicOr(bits + begin / kBitPages + word, static_cast<int32_t>(part));
+    }
+  }
   int at = c.sink + T::before(taken);
   const int32_t* table = s.pages + row.table_begin;
   for (; chosen != 0; chosen &= chosen - 1) list[at++] = table[begin + __ffs(chosen) - 1];

@@ -13,11 +13,13 @@ __device__ __forceinline__ PageRanges unit_ranges(const PlanLaunch& p, int unit)
   const int which = unit / p.kv_heads, head = unit % p.kv_heads;
   const PlanRow row = plan_row(p, which);
   const ReadKind kind = unit_kind(p, row, which, head);
+  const bool summaries = row.budgets != nullptr && row.budgets[head].summaries;
   if (kind != ReadKind::kPages || p.list_capacity == 0)
-    return fixed_ranges(kind, row.position, p.window, row.table_begin, row.limits);
+    return fixed_ranges(kind, row.position, p.window, row.table_begin, row.limits, summaries);
   const PageChoice c = candidates_of(p, row, head);
   if (must_select(c) && p.read != nullptr) atomicAdd(&p.read[which].scored, c.count);
-  return choice_ranges(c, row.position, p.window, row.table_begin, list_begin_of(p, unit));
+  return choice_ranges(c, row.position, p.window, row.table_begin, list_begin_of(p, unit),
+                       summaries);
 }
 
 template <bool kFromBudgets>

@@ -88,6 +88,11 @@ __device__ __forceinline__ int last_not_above(int value, int count, At at) {
   return low;
 }
 
+/// Pages that the attention kernel walks for a unit: a group of summaries counts as one.
+__device__ __forceinline__ int walked_pages(const PageRanges& r) {
+  return summary_groups(r).count + r.count + r.tail_count;
+}
+
 inline constexpr int kMaxShares = 256;
 inline constexpr int kSharedWorks = 4096;
 
@@ -102,19 +107,27 @@ __device__ inline void build_schedule(const PlanLaunch& p) {
   const int end = min(begin + per_thread, units);
   int2 mine = {0, 0};
   int row = -1, row_pages = 0;
+  int row_summaries = 0;
   const auto add_to_row = [&] {
     if (p.read != nullptr && row_pages > 0) atomicAdd(&p.read[row].blocks, row_pages);
+    if (p.read != nullptr && row_summaries > 0) atomicAdd(&p.read[row].summaries, row_summaries);
+  };
+  const auto ranges_of = [&](int unit) {
+    const auto* halves = reinterpret_cast<const int4*>(p.plan + unit);
+    const int4 a = __ldcg(halves), b = __ldcg(halves + 1);
+    return PageRanges{a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
   };
 #pragma unroll 4
   for (int unit = begin; unit < end; ++unit) {
-    const int4 r = __ldcg(reinterpret_cast<const int4*>(p.plan) + unit);
-    const int pages = r.y + r.w;
+    const PageRanges r = ranges_of(unit);
+    const int pages = walked_pages(r);
     if (unit / p.kv_heads != row) {
       add_to_row();
       row = unit / p.kv_heads;
-      row_pages = 0;
+      row_pages = row_summaries = 0;
     }
-    row_pages += pages;
+    row_pages += r.count + r.tail_count;
+    row_summaries += r.summaries;
     mine.x += pages;
     mine.y += pages > 0;
   }
@@ -134,14 +147,16 @@ __device__ inline void build_schedule(const PlanLaunch& p) {
   int which = begin / p.kv_heads, head = begin % p.kv_heads;
   for (int unit = begin; unit < end; ++unit, ++head) {
     if (head == p.kv_heads) head = 0, ++which;
-    const int4 r = __ldcg(reinterpret_cast<const int4*>(p.plan) + unit);
-    const int pages = r.y + r.w;
+    const PageRanges r = ranges_of(unit);
+    const int pages = walked_pages(r);
     if (pages == 0) continue;
     auto* to = reinterpret_cast<int4*>(out.work + at.y);
-    to[0] = make_int4(at.x, unit, r.x, r.y);
-    to[1] = make_int4(r.z, r.w, p.position[which], p.sequence[which] * p.table_stride);
+    to[0] = make_int4(at.x, unit, r.begin, r.count);
+    to[1] = make_int4(r.tail_begin, r.tail_count, r.summary_begin, r.summary_end);
+    to[2] =
+        make_int4(r.summaries, r.read_bits, p.position[which], p.sequence[which] * p.table_stride);
     const int first_share = advance_to(at.x);
-    to[2] = make_int4(first_share, advance_to(at.x + pages - 1), head, 0);
+    to[3] = make_int4(first_share, advance_to(at.x + pages - 1), head, 0);
     if (at.y < kSharedWorks) firsts[at.y] = at.x;
     at.x += pages;
     ++at.y;

@@ -18,7 +18,9 @@ constexpr double kLog2E = 1.4426950408889634;
 bool same(const PageRanges& a, const PageRanges& b) {
   return a.count == b.count && a.tail_count == b.tail_count &&
          (a.count == 0 || a.begin == b.begin) &&
-         (a.tail_count == 0 || a.tail_begin == b.tail_begin);
+         (a.tail_count == 0 || a.tail_begin == b.tail_begin) && a.summaries == b.summaries &&
+         (a.summaries == 0 || (a.summary_begin == b.summary_begin &&
+                               a.summary_end == b.summary_end && a.read_bits == b.read_bits));
 }
 
 /// The two bits of a token and channel in the codes of one page, as PageCodes describes them.
@@ -62,7 +64,7 @@ class PlanCheck {
         units_(rows_ * kv_heads),
         stride_(score_stride(scene_.table_stride)),
         scale_(1.0f / std::sqrt(static_cast<float>(head_dim))) {
-    scene_.list_capacity = units_ * scene_.table_stride;
+    scene_.list_capacity = units_ * list_entries(scene_.table_stride);
     scene_.pages.resize(scene_.list_begin() + scene_.list_capacity, -1);
     const int points = 3;
     budgets_.resize(points * kv_heads);
@@ -73,6 +75,8 @@ class PlanCheck {
     for (auto& b : budgets_) {
       b.kind = random() % 2 == 0 ? ReadKind::kPages : static_cast<ReadKind>(random() % 5);
       b.fallback = static_cast<ReadKind>(random() % 2);
+      b.summaries = random() % 2 == 0;
+      b.least = static_cast<uint16_t>(random() % 3 == 0 ? random() % 12 : 0);
       b.pages_per_mille = 1 + random() % 1000;
     }
     router_.resize(units_);
@@ -272,6 +276,10 @@ class PlanCheck {
     return at < limits_[point_[r]].routed ? ReadKind::kFull : budgets[h].fallback;
   }
 
+  const UnitBudget& budget_of(int u) const {
+    return budgets_[point_[u / heads()] * heads() + u % heads()];
+  }
+
   /// What unit u reads; returns how many pages were scored for it.
   int check_unit(int u) {
     const int r = u / heads();
@@ -281,7 +289,7 @@ class PlanCheck {
     if (kind == ReadKind::kNone && !same(plan_[u], {})) fail("none", u);
     if (kind == ReadKind::kFull && !same(plan_[u], full)) fail("full", u);
     if (kind == ReadKind::kWindow &&
-        !same(plan_[u], window_ranges(position_[r], window_, table(r), l.sink, l.recent)))
+        !same(plan_[u], window_ranges(position_[r], window_, table(r), l, budget_of(u).summaries)))
       fail("window", u);
     return kind == ReadKind::kPages ? check_pages(u, full) : 0;
   }
@@ -289,8 +297,8 @@ class PlanCheck {
   int check_pages(int u, const PageRanges& full) {
     const int r = u / heads(), own = position_[r] / kPageTokens, seen = full.tail_count;
     const PointLimits l = limits_[point_[r]];
-    const int budget =
-        (budgets_[point_[r] * heads() + u % heads()].pages_per_mille * seen + 999) / 1000;
+    const UnitBudget& b = budget_of(u);
+    const int budget = std::max<int>((b.pages_per_mille * seen + 999) / 1000, b.least);
     if (same(plan_[u], full)) {
       if (window_ == 0 && budget < seen && l.sink + l.recent + 1 < seen) fail("all pages read", u);
       return 0;
@@ -301,6 +309,7 @@ class PlanCheck {
         std::max(own - l.recent, cut ? first_visible_page(position_[r], window_) : sink);
     const int in_all = plan_[u].count + plan_[u].tail_count;
     if (in_all != std::max(budget, sink + own + 1 - tail)) fail("wrong count", u);
+    check_summaries(u, tail);
     if (plan_[u].tail_begin + plan_[u].tail_count != table(r) + own + 1) fail("newest", u);
     // Every page of the list is one of the row's, ascending, and scored no lower than those left
     // out.
@@ -330,6 +339,29 @@ class PlanCheck {
     }
     if (!(least >= most * (1 - 1e-4))) fail("not the best pages", u);
     return tail - first;
+  }
+
+  /// What a unit that chooses leaves out is seen by its summaries, if the budget says so; the bits
+  /// are those of its list.
+  void check_summaries(int u, int tail) {
+    const PageRanges& plan = plan_[u];
+    const int r = u / heads();
+    if (!budget_of(u).summaries) {
+      if (plan.summaries != 0 || plan.summary_end != plan.summary_begin) fail("summaries", u);
+      return;
+    }
+    int left = 0;
+    for (int page = plan.summary_begin; page < plan.summary_end; ++page) {
+      const auto* list = lists_.data() + plan.begin;
+      const bool listed =
+          plan.begin >= scene_.list_begin() &&
+          std::find(list, list + plan.count, scene_.pages[table(r) + page]) != list + plan.count;
+      const bool seen =
+          (summary_bits(plan, page / kBitPages, lists_.data()) >> page % kBitPages & 1) != 0;
+      if (seen == listed) fail("bits of summaries", u);
+      left += seen;
+    }
+    if (left != plan.summaries || plan.summary_end != tail) fail("count of summaries", u);
   }
 
   struct Scored {
@@ -396,6 +428,11 @@ class PlanCheck {
     }
   }
 
+  /// Pages that attention walks for a unit: a group of summaries is one.
+  static int walked(const PageRanges& ranges) {
+    return summary_groups(ranges).count + ranges.count + ranges.tail_count;
+  }
+
   void check_schedule() {
     const int blocks = attention_shares();
     int header[2];
@@ -408,10 +445,11 @@ class PlanCheck {
     };
     int before = 0, works = 0;
     for (int u = 0; u < units_; ++u) {
-      const int count = plan_[u].count + plan_[u].tail_count, row = u / heads();
+      const int row = u / heads(), count = walked(plan_[u]);
       if (count == 0) continue;
       const WorkUnit w = work_at(works);
-      if (w.first != before || w.unit != u || std::memcmp(&w.ranges, &plan_[u], 16) != 0 ||
+      if (w.first != before || w.unit != u ||
+          std::memcmp(&w.ranges, &plan_[u], sizeof(PageRanges)) != 0 ||
           w.position != position_[row] || w.table_begin != table(row) || w.kv_head != u % heads())
         fail("schedule", u);
       before += count;
@@ -428,7 +466,7 @@ class PlanCheck {
       int start;
       std::memcpy(&start, schedule_.data() + sizeof(header) + i * sizeof(start), sizeof(start));
       const WorkUnit work = start >= 0 && start < works ? work_at(start) : WorkUnit{};
-      const int work_end = work.first + work.ranges.count + work.ranges.tail_count;
+      const int work_end = work.first + walked(work.ranges);
       if (page < work.first || page >= work_end) fail("start of a part", i);
       if (work.first < bound(work.first_share) || work.first >= bound(work.first_share + 1) ||
           work_end <= bound(work.last_share) || work_end > bound(work.last_share + 1))

@@ -2,6 +2,7 @@
 // rows that fill pages.
 
 #include "backend/cuda/verbs_fixture.h"
+#include "backend/ranges.h"
 
 namespace polar::backend::check {
 namespace {
@@ -15,7 +16,7 @@ struct Case {
 
 /// What a backend makes of a case: lists are written out as the pages they name.
 struct Planned {
-  std::vector<std::vector<int32_t>> pages;  // [unit] read, in order
+  std::vector<std::vector<int32_t>> pages;  // [unit] read, in order; then those seen by summaries
   std::vector<ReadCount> read;
 };
 
@@ -44,6 +45,8 @@ class Layer {
     index_ = poisoned(device, kv_.indices_bytes() * kv_.pages, 1);
     kv_.data = cache_.as<std::byte>();
     kv_.index = index_.as<std::byte>();
+    summaries_ = poisoned(device, kv_.summaries_bytes() * kv_.pages, 1);
+    kv_.summaries = summaries_.as<std::byte>();
   }
 
   Planned run() {
@@ -60,7 +63,7 @@ class Layer {
         [](int s, int i) { return (s + i) % 3; });
     Batch& batch = step.batch;
     const int rows = batch.rows, sequences = batch.sequences;
-    const int list_capacity = planned ? rows * c_.kv_heads * stride_ : 0;
+    const int list_capacity = planned ? rows * c_.kv_heads * list_entries(stride_) : 0;
     std::vector<int32_t> pages(static_cast<size_t>(sequences) * stride_ + list_capacity, -1);
     for (int i = 0; i < kv_.pages; ++i) pages[i] = kv_.pages - 1 - i;
     const Buffer dp = to_device(device_, pages);
@@ -98,9 +101,9 @@ class Layer {
                               ReadKind::kRouted, ReadKind::kNone,   ReadKind::kFull};
     for (int h = 0; h < c_.kv_heads; ++h) {
       budgets[c_.kv_heads + h] = {kinds[h % 6], h % 2 == 0 ? ReadKind::kNone : ReadKind::kWindow,
-                                  300};
+                                  300, 0, h % 4 == 2};
       budgets[2 * c_.kv_heads + h] = {ReadKind::kPages, ReadKind::kWindow,
-                                      static_cast<uint16_t>(150 + 100 * h)};
+                                      static_cast<uint16_t>(50 + 100 * h), 5, h % 2 == 0};
     }
     const std::vector<PointLimits> limits = {{}, {1, 2, 1}, {2, 1, 0}};
     const int units = rows * c_.kv_heads;
@@ -132,6 +135,12 @@ class Layer {
       out.pages.emplace_back();
       for (int i = 0; i < r.count; ++i) out.pages.back().push_back(pages[r.begin + i]);
       for (int i = 0; i < r.tail_count; ++i) out.pages.back().push_back(pages[r.tail_begin + i]);
+      const size_t unit = out.pages.size() - 1;
+      const int table = step.sequence_of(static_cast<int>(unit) / c_.kv_heads) * stride_;
+      for (int page = r.summary_begin; page < r.summary_end; ++page) {
+        if ((summary_bits(r, page / kBitPages, pages.data()) >> page % kBitPages & 1) != 0)
+          out.pages.back().push_back(pages[table + page]);
+      }
     }
     return out;
   }
@@ -151,7 +160,7 @@ class Layer {
   const Case& c_;
   std::vector<std::vector<uint16_t>> stored_;
   std::unique_ptr<Weight> table_, qkv_, router_;
-  Buffer router_bias_, gain_, frequency_, cache_, index_;
+  Buffer router_bias_, gain_, frequency_, cache_, index_, summaries_;
   KvView kv_;
   int stride_ = 0;
 };
@@ -172,11 +181,12 @@ void check_plan(Device& gpu, Device& cpu, const Case& c) {
   bool read = true;
   for (size_t r = 0; r < want.read.size(); ++r)
     read = read && got.read[r].blocks == want.read[r].blocks &&
-           got.read[r].scored == want.read[r].scored;
+           got.read[r].scored == want.read[r].scored &&
+           got.read[r].summaries == want.read[r].summaries;
   std::printf("plan by %s, %d / %d x %d, window %d: %zu of %zu pages differ\n",
               page_score_name(c.score), c.heads, c.kv_heads, c.dim, c.window, different, all);
   expect("  pages read by each unit", counts);
-  expect("  counts of blocks and scored pages", read);
+  expect("  counts of blocks, scored pages and summaries", read);
   expect("  the same pages", static_cast<double>(different) < 0.03 * static_cast<double>(all));
 }
 

@@ -28,12 +28,24 @@ struct SimpleAttention {
   bf16* output;
 };
 
+__device__ float of_16_bits(DType type, const std::byte* at) {
+  if (type == DType::kF16) return __half2float(*reinterpret_cast<const __half*>(at));
+  return __bfloat162float(*reinterpret_cast<const bf16*>(at));
+}
+
 __device__ float cached(const KvView& kv, const std::byte* half, int slot, int dim) {
   if (kv.dtype == DType::kF32)
     return reinterpret_cast<const float*>(half)[slot * kv.head_dim + dim];
-  const std::byte* at = half + kv_element_offset(kv.head_dim, slot, dim);
-  if (kv.dtype == DType::kF16) return __half2float(*reinterpret_cast<const __half*>(at));
-  return __bfloat162float(*reinterpret_cast<const bf16*>(at));
+  return of_16_bits(kv.dtype, half + kv_element_offset(kv.head_dim, slot, dim));
+}
+
+/// One element of a page's summary; half 0 is the mean key, 1 the mean value.
+__device__ float summarized(const KvView& kv, const std::byte* summary, int page, int half,
+                            int dim) {
+  if (kv.dtype == DType::kF32)
+    return reinterpret_cast<const float*>(summary)[half * kv.head_dim + dim];
+  const int offset = kv_row_offset(kv.head_dim, page % kPageTokens, dim);
+  return of_16_bits(kv.dtype, summary + half * kv.head_dim * 2 + offset);
 }
 
 constexpr int kLaneValues = 8;  // head_dim <= 256
@@ -54,8 +66,31 @@ __global__ void simple_attention_kernel(const SimpleAttention p) {
     sum[i] = 0.0f;
     q[i] = lane + 32 * i < dim ? __bfloat162float(p.query[at + lane + 32 * i]) * p.scale : 0.0f;
   }
+  // A token's key and value at each of the lane's dims; its score counts for `tokens`.
+  const auto add = [&](auto key, auto value, float tokens) {
+    float score = 0.0f;
+    for (int i = 0; i < kLaneValues; ++i)
+      if (lane + 32 * i < dim) score += q[i] * key(lane + 32 * i);
+    for (int o = 16; o > 0; o >>= 1) score += __shfl_xor_sync(~0u, score, o);
+    const float larger = fmaxf(maximum, score);
+    const float shrink = __expf(maximum - larger), weight = tokens * __expf(score - larger);
+    maximum = larger;
+    total = total * shrink + weight;
+    for (int i = 0; i < kLaneValues; ++i)
+      if (lane + 32 * i < dim) sum[i] = sum[i] * shrink + weight * value(lane + 32 * i);
+  };
   const size_t half_bytes =
       static_cast<size_t>(kPageTokens) * dim * (p.kv.dtype == DType::kF32 ? 4 : 2);
+  for (int page = ranges.summary_begin; page < ranges.summary_end; ++page) {
+    if ((summary_bits(ranges, page / kBitPages, p.pages) >> page % kBitPages & 1) == 0) continue;
+    const std::byte* summary =
+        p.kv.summaries +
+        ((static_cast<size_t>(p.layer) * p.kv.pages + p.pages[table + page]) * p.kv.kv_heads +
+         kv_head) *
+            2 * (half_bytes / kPageTokens);
+    add([&](int d) { return summarized(p.kv, summary, page, 0, d); },
+        [&](int d) { return summarized(p.kv, summary, page, 1, d); }, kPageTokens);
+  }
   for (int e = 0; e < ranges.count + ranges.tail_count; ++e) {
     const int entry = e < ranges.count ? ranges.begin + e : ranges.tail_begin + e - ranges.count;
     const bool list = entry >= p.list_begin;
@@ -66,17 +101,8 @@ __global__ void simple_attention_kernel(const SimpleAttention p) {
     for (int slot = 0; slot < kPageTokens; ++slot) {
       const int seen = (entry - table) * kPageTokens + slot;
       if (!list && (seen > position || (p.window > 0 && seen <= position - p.window))) continue;
-      float score = 0.0f;
-      for (int i = 0; i < kLaneValues; ++i)
-        if (lane + 32 * i < dim) score += q[i] * cached(p.kv, keys, slot, lane + 32 * i);
-      for (int o = 16; o > 0; o >>= 1) score += __shfl_xor_sync(~0u, score, o);
-      const float larger = fmaxf(maximum, score);
-      const float shrink = __expf(maximum - larger), weight = __expf(score - larger);
-      maximum = larger;
-      total = total * shrink + weight;
-      for (int i = 0; i < kLaneValues; ++i)
-        if (lane + 32 * i < dim)
-          sum[i] = sum[i] * shrink + weight * cached(p.kv, keys + half_bytes, slot, lane + 32 * i);
+      add([&](int d) { return cached(p.kv, keys, slot, d); },
+          [&](int d) { return cached(p.kv, keys + half_bytes, slot, d); }, 1.0f);
     }
   }
   for (int i = 0; i < kLaneValues; ++i)

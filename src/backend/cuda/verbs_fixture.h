@@ -123,10 +123,13 @@ class StepRows {
     batch.token = keep(device, token);
     batch.position = keep(device, position);
     batch.sequence = keep(device, sequence);
+    sequence_ = sequence;
     batch.point = keep(device, point);
     batch.chunk_begin = keep(device, begin);
   }
   Batch batch;
+  /// Of a row.
+  int sequence_of(int row) const { return sequence_[row]; }
 
  private:
   const int32_t* keep(Device& device, const std::vector<int32_t>& values) {
@@ -134,6 +137,7 @@ class StepRows {
     return arrays_.back().as<int32_t>();
   }
   std::vector<Buffer> arrays_;
+  std::vector<int32_t> sequence_;
 };
 
 /// The plan verb beside the CPU's (plan_verb_check.cc).
