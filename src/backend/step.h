@@ -66,7 +66,7 @@ struct KvView {
   std::byte* index = nullptr;
   /// What stands for a page that is not read, per (layer, page, KV head): its mean key, then its
   /// mean value, [head_dim] each in the cache's type, in the backend's own arrangement. Written
-  /// when the page becomes full. Null where no operating point uses them (PointLimits::summaries).
+  /// when the page becomes full. Null where no budget says so (UnitBudget::summaries).
   std::byte* summaries = nullptr;
 
   size_t element_bytes() const { return dtype == DType::kF32 ? 4 : 2; }

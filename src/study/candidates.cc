@@ -59,6 +59,38 @@ double pages_read(const UnitBudget& budget, const backend::PointLimits& limits, 
          (budget.summaries ? left * kSummaryShare : 0);
 }
 
+/// Each unit's option of the least loss + price x bytes (ties: the earlier one), at the lowest
+/// price at which all units together read no more than `per_mille` of what dense ones do.
+OperatingPoint deal_bytes(const Deal& deal, int per_mille) {
+  const size_t units = deal.loss.front().size();
+  const double most = per_mille / 1000.0 * static_cast<double>(units);
+  OperatingPoint point;
+  point.limits = deal.limits;
+  const auto at = [&](double price) {
+    point.budgets.clear();
+    double bytes = 0;
+    for (size_t unit = 0; unit < units; ++unit) {
+      size_t best = 0;
+      const auto cost = [&](size_t option) {
+        return deal.loss[option][unit] + price * deal.bytes[option];
+      };
+      for (size_t option = 1; option < deal.options.size(); ++option)
+        if (cost(option) < cost(best)) best = option;
+      point.budgets.push_back(deal.options[best]);
+      bytes += deal.bytes[best];
+    }
+    return bytes;
+  };
+  double low = 1e-12, high = 1e6;
+  constexpr int kHalvings = 80;
+  for (int i = 0; i < kHalvings; ++i) {
+    const double price = std::sqrt(low * high);
+    (at(price) > most ? low : high) = price;
+  }
+  at(high);
+  return point;
+}
+
 }  // namespace
 
 std::vector<int> rank_units(const std::vector<double>& text_loss,
@@ -104,38 +136,6 @@ std::string Shape::name() const {
 const char* Shape::policy() const {
   if (routed > 0) return knob == Knob::kRouted ? "routed" : "hybrid";
   return knob == Knob::kFull ? "static" : "pages";
-}
-
-/// Each unit's option of the least loss + price x bytes (ties: the earlier one), at the lowest
-/// price at which all units together read no more than `per_mille` of what dense ones do.
-OperatingPoint deal_bytes(const Deal& deal, int per_mille) {
-  const size_t units = deal.loss.front().size();
-  const double most = per_mille / 1000.0 * static_cast<double>(units);
-  OperatingPoint point;
-  point.limits = deal.limits;
-  const auto at = [&](double price) {
-    point.budgets.clear();
-    double bytes = 0;
-    for (size_t unit = 0; unit < units; ++unit) {
-      size_t best = 0;
-      const auto cost = [&](size_t option) {
-        return deal.loss[option][unit] + price * deal.bytes[option];
-      };
-      for (size_t option = 1; option < deal.options.size(); ++option)
-        if (cost(option) < cost(best)) best = option;
-      point.budgets.push_back(deal.options[best]);
-      bytes += deal.bytes[best];
-    }
-    return bytes;
-  };
-  double low = 1e-12, high = 1e6;
-  constexpr int kHalvings = 80;
-  for (int i = 0; i < kHalvings; ++i) {
-    const double price = std::sqrt(low * high);
-    (at(price) > most ? low : high) = price;
-  }
-  at(high);
-  return point;
 }
 
 int knob_settings(const Shape& shape, const Ranking& ranking) {

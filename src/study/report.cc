@@ -194,6 +194,8 @@ std::string unit_map(const sparsity::OperatingPoint& point, const Calibration& c
       std::string what = sparsity::kind_name(budget.kind);
       if (budget.kind == backend::ReadKind::kPages)
         what = fmt::format("{:.1f} % of the pages", budget.pages_per_mille / 10.0);
+      if (budget.least > 0) what += fmt::format(", at least {}", budget.least);
+      if (budget.summaries) what += ", summaries of the others";
       std::string worth;
       if (!profile.text_importance.empty())
         worth += fmt::format(", text {:.2g}", profile.text_importance[unit]);
