@@ -3,6 +3,7 @@
 // prefilled or decoded.
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstring>
 
@@ -19,8 +20,9 @@ int pages_of(const PageRanges& unit) {
 int page_pieces(const PageRanges& unit) {
   return (pages_of(unit) + kPiecePages - 1) / kPiecePages;
 }
+constexpr int kPieceGroups = kPieceSummaries / kBitPages;
 int summary_pieces(const PageRanges& unit) {
-  return (unit.summary_end - unit.summary_begin + kPieceSummaries - 1) / kPieceSummaries;
+  return (summary_groups(unit).count + kPieceGroups - 1) / kPieceGroups;
 }
 
 /// The running softmax of one query: what its pieces add up to.
@@ -77,13 +79,16 @@ class PageWalk {
 
   /// The summaries of one piece of a unit's; returns their number.
   int list_summaries(const PageRanges& unit, int piece, const std::byte** out) const {
-    const int32_t begin = unit.summary_begin + piece * kPieceSummaries;
-    const int32_t end = std::min(begin + kPieceSummaries, unit.summary_end);
+    const SummaryGroups groups = summary_groups(unit);
+    const int end = std::min((piece + 1) * kPieceGroups, groups.count);
+    const std::byte* base = kv_.summary_of(layer_, 0, kv_head_);
+    const size_t page_bytes = kv_.summary_bytes() * kv_.kv_heads;
     int count = 0;
-    for (int32_t page = begin; page < end; ++page) {
-      const uint32_t bits = summary_bits(unit, page / kBitPages, batch_.pages);
-      if ((bits >> page % kBitPages & 1) != 0)
-        out[count++] = kv_.summary_of(layer_, batch_.pages[table_begin_ + page], kv_head_);
+    for (int group = piece * kPieceGroups; group < end; ++group) {
+      const int32_t first = groups.first + group;
+      const int32_t* pages = batch_.pages + table_begin_ + first * kBitPages;
+      for (uint32_t bits = summary_bits(unit, first, batch_.pages); bits != 0; bits &= bits - 1)
+        out[count++] = base + pages[std::countr_zero(bits)] * page_bytes;
     }
     return count;
   }
