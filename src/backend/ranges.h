@@ -121,6 +121,11 @@ POLAR_HOST_DEVICE inline SummaryGroups summary_groups(const PageRanges& ranges) 
   return {first, (ranges.summary_end + kBitPages - 1) / kBitPages - first};
 }
 
+/// Pages that a walk over a unit passes where a group of summaries is put together as one.
+POLAR_HOST_DEVICE inline int32_t walked_pages(const PageRanges& ranges) {
+  return summary_groups(ranges).count + ranges.count + ranges.tail_count;
+}
+
 /// Bit i: logical page group * kBitPages + i is seen by its summary.
 POLAR_HOST_DEVICE inline uint32_t summary_bits(const PageRanges& ranges, int32_t group,
                                                const int32_t* pages) {

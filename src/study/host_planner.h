@@ -12,9 +12,7 @@ class HostPlanner : public model::Planner {
  public:
   explicit HostPlanner(Policy policy) : policy_(std::move(policy)) {}
   void plan(const model::LayerContext& context) final;
-  bool uses_summaries() const final {
-    return policy_.summaries && policy_.fallback != Fallback::kNone;
-  }
+  bool uses_summaries() const final { return fallback_budget(policy_).summaries; }
 
  protected:
   /// Marks in `keep` [planned row][kv_head] the units that are read in full; all are false at

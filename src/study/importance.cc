@@ -56,11 +56,9 @@ class PassageRunner {
     const int rows = std::max(passage.prompt, length - passage.prompt);
     const int scored = static_cast<int>(passage.scored_rows.size());
     POLAR_ASSIGN(decoder_, model::Decoder::create(device_, weights, {rows, scored}));
-    const bool chooses = options_.fallback.fallback == Fallback::kPages;
-    POLAR_ASSIGN(auto cache,
-                 SequenceCache::create(device_, config_, options_.kv_dtype, 1, length, 0,
-                                       {chooses ? rows : 0, options_.fallback.page_score,
-                                        options_.fallback.summaries}));
+    POLAR_RETURN_IF_ERROR(prepare_planners());
+    POLAR_ASSIGN(auto cache, SequenceCache::create(device_, config_, options_.kv_dtype, 1, length,
+                                                   0, page_extras(without_.front().get(), rows)));
     cache_ = std::make_unique<SequenceCache>(std::move(cache));
     const std::span<const int32_t> tokens(passage.tokens);
     if (passage.prompt > 0) {
@@ -73,7 +71,7 @@ class PassageRunner {
     batch_ = &cache_->pack({&behind, 1}, logit_rows);
     dense_batch_ = *batch_;
     dense_batch_.prefill_rows = dense_batch_.rows;
-    return prepare_planners();
+    return {};
   }
 
   void run_dense() {
@@ -92,11 +90,9 @@ class PassageRunner {
     const Tensor hidden = decoder_->hidden(batch_->rows);
     device_.upload(hidden.data, states_[layer].data(), states_[layer].size());
     for (int l = layer; l < config_.layers; ++l) {
-      if (l == layer) {
-        decoder_->attention_half(l, *batch_, cache_->kv(), *without_[unit]);
-      } else {
-        decoder_->attention_half(l, dense_batch_, cache_->kv(), dense_);
-      }
+      const backend::Batch& batch = l == layer ? *batch_ : dense_batch_;
+      model::Planner& planner = l == layer ? *without_[unit] : dense_;
+      decoder_->attention_half(l, batch, cache_->kv(), planner);
       decoder_->mlp_half(l, dense_batch_);
     }
     return mean_kl(pool_, dense_log_probabilities_, log_probabilities(), config_.vocabulary);

@@ -60,8 +60,7 @@ struct DecodeShared {
 
 /// Pages up to this unit's end.
 __device__ __forceinline__ int work_end(const WorkUnit& unit) {
-  return unit.first + summary_groups(unit.ranges).count + unit.ranges.count +
-         unit.ranges.tail_count;
+  return unit.first + walked_pages(unit.ranges);
 }
 
 /// Part i of n equal ones of `total`.

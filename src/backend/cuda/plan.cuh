@@ -88,11 +88,6 @@ __device__ __forceinline__ int last_not_above(int value, int count, At at) {
   return low;
 }
 
-/// Pages that the attention kernel walks for a unit: a group of summaries counts as one.
-__device__ __forceinline__ int walked_pages(const PageRanges& r) {
-  return summary_groups(r).count + r.count + r.tail_count;
-}
-
 inline constexpr int kMaxShares = 256;
 inline constexpr int kSharedWorks = 4096;
 
