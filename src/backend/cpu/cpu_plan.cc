@@ -2,47 +2,11 @@
 // those that choose.
 
 #include <algorithm>
-#include <bit>
 
 #include "backend/cpu/cpu_ops.h"
 #include "backend/ranges.h"
 
 namespace polar::backend::cpu {
-
-namespace {
-
-/// Writes the indices of the `chosen` largest of `mass` [count] (ties: the lower index), ascending,
-/// to `best`.
-void choose_largest(const float* mass, int count, int chosen, int32_t* best) {
-  // Masses are not negative, so their bits order as they do: find the largest threshold that at
-  // least `chosen` of them reach, bit by bit. The loop over all of them is one of vectors.
-  const auto at_least = [&](uint32_t threshold) {
-    const float least = std::bit_cast<float>(threshold);
-    int reached = 0;
-    for (int i = 0; i < count; ++i) reached += mass[i] >= least ? 1 : 0;
-    return reached;
-  };
-  uint32_t threshold = 0;
-  int reached = count;
-  for (int bit = 30; bit >= 0 && reached != chosen; --bit) {
-    const uint32_t trial = threshold | 1u << bit;
-    if (trial >= 0x7f800000u) continue;  // no mass is infinite
-    const int found = at_least(trial);
-    if (found < chosen) continue;
-    threshold = trial;
-    reached = found;
-  }
-  const float least = std::bit_cast<float>(threshold);
-  int equal = chosen;  // of those that equal the threshold, how many are read
-  if (reached != chosen) {
-    for (int i = 0; i < count; ++i) equal -= mass[i] > least ? 1 : 0;
-  }
-  for (int i = 0, at = 0; at < chosen; ++i) {
-    if (mass[i] > least || (mass[i] == least && equal-- > 0)) best[at++] = i;
-  }
-}
-
-}  // namespace
 
 PageRanges CpuOps::chosen_pages(const PlanArgs& args, int planned, int kv_head, int thread) {
   const Batch& batch = *args.batch;
@@ -82,7 +46,7 @@ PageRanges CpuOps::chosen_pages(const PlanArgs& args, int planned, int kv_head, 
   int32_t* list = batch.pages + list_begin;
   std::copy_n(table, choice.sink, list);
   int32_t* best = list + choice.sink;
-  choose_largest(memory.mass.data(), choice.count, choice.chosen, best);
+  kernels_.choose_largest(memory.mass.data(), choice.count, choice.chosen, best);
   if (ranges.read_bits != 0) {
     int32_t* bits = batch.pages + ranges.read_bits;
     std::fill_n(bits, (ranges.summary_end + kBitPages - 1) / kBitPages, 0);

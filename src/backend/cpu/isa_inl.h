@@ -49,8 +49,8 @@ namespace POLAR_ISA {
 #include "backend/cpu/summary_inl.h"
 // matmul_inl.h before block_matmul_inl.h: this chooses between them.
 #include "backend/cpu/block_matmul_inl.h"
-#include "backend/cpu/index_page_inl.h"
-#include "backend/cpu/page_index_inl.h"
+#include "backend/cpu/page_scores_inl.h"
+// Then what pages draw by these scores.
 #include "backend/cpu/page_mass_inl.h"
 
 inline void silu_mul(const float* gate, const float* up, float* out, int64_t count) {
@@ -96,8 +96,9 @@ inline float flops(int64_t rounds) {
 }
 
 inline constexpr Kernels kKernels = {
-    POLAR_ISA_NAME, matmul,         packed_bytes, pack,     accumulate, attend, attend_summaries,
-    index_page,     summarize_page, page_mass,    silu_mul, read,       flops,  kLanes};
+    POLAR_ISA_NAME, matmul,           packed_bytes, pack,           accumulate,
+    attend,         attend_summaries, index_page,   summarize_page, page_mass,
+    choose_largest, silu_mul,         read,         flops,          kLanes};
 
 }  // namespace POLAR_ISA
 }  // namespace polar::backend::cpu

@@ -155,6 +155,9 @@ struct Kernels {
   void (*index_page)(const IndexPageArgs& args);
   void (*summarize_page)(const SummarizePageArgs& args);
   void (*page_mass)(const PageMassArgs& args);
+  /// Writes the indices of the `chosen` largest of `mass` [count], none of them negative or
+  /// infinite (ties: the lower index), ascending, to `best`.
+  void (*choose_largest)(const float* mass, int count, int chosen, int32_t* best);
   /// out[i] = silu(gate[i]) * up[i]
   void (*silu_mul)(const float* gate, const float* up, float* out, int64_t count);
   /// Reads all bytes (a multiple of 512) as fast as memory gives them. The value keeps the loads

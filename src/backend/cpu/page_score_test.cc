@@ -21,6 +21,7 @@ class Pages {
         int count) {
     view_ = {nullptr, dtype, 1, count, 1, head_dim};
     view_.page_score = score;
+    code_bytes_ = std::string_view(kernels.name) == "avx512";
     blocks_.assign(view_.total_bytes(), std::byte{0xff});
     view_.data = blocks_.data();
     indices_.assign(view_.indices_bytes() * count, std::byte{0xff});
@@ -68,6 +69,10 @@ class Pages {
   }
   /// What the index says of a rotated channel, in half steps: -3, -1, 1 or 3.
   int code(int page, int slot, int d) const {
+    if (code_bytes_) {
+      const std::byte* group = view_.index_of(0, page, 0) + d / 16 * 64;
+      return 2 * (std::to_integer<int>(group[slot * 4 + d % 4]) >> d % 16 / 4 * 2 & 3) - 3;
+    }
     const std::byte* octet = view_.index_of(0, page, 0) + d / 8 * kPageTokens + slot;
     const std::byte low = octet[(view_.index_bytes() - 4) / 2];
     const auto sign = [&](std::byte bits) {
@@ -78,6 +83,7 @@ class Pages {
 
  private:
   KvView view_;
+  bool code_bytes_ = false;  // four codes of a token in a byte, else planes of bits
   std::vector<std::byte> blocks_, indices_;
   std::vector<const std::byte*> pointers_;
 };
@@ -195,8 +201,9 @@ TEST_P(PageScoreTest, CodesAreTheRotatedKeysInFourSteps) {
   }
 }
 
-/// The best token's product with its coded key. Table entries are rounded to 21 steps, so a score
-/// may be off by half a step for each four channels and each plane, the high one twice.
+/// The best token's product with its coded key. Table entries are rounded to 63 steps, so a score
+/// may be off by half a step for each four channels and each plane, the high one twice; where the
+/// query's channels are rounded to 127 steps, by three halves of one for each channel.
 TEST_P(PageScoreTest, CodesScoreTheBestToken) {
   std::mt19937 random(35);
   for (int round = 0; round < 40; ++round) {
@@ -212,11 +219,14 @@ TEST_P(PageScoreTest, CodesScoreTheBestToken) {
       std::vector<double> rotated(groups * 4, 0.0);
       for (int d = 0; d < shape.head_dim; ++d)
         rotated[d] = pages.rotated(d, [&](int j) { return double{query[q * shape.head_dim + j]}; });
-      double largest = 0;
+      double step = 0;
       for (int g = 0; g < groups; ++g) {
         double sum = 0;
-        for (int j = 0; j < 4; ++j) sum += std::abs(rotated[g * 4 + j]);
-        largest = std::max(largest, sum);
+        for (int j = 0; j < 4; ++j) {
+          sum += std::abs(rotated[g * 4 + j]);
+          step = std::max(step, 4 * std::abs(rotated[g * 4 + j]) / 127);
+        }
+        step = std::max(step, sum / 63);
       }
       for (int page = 0; page < shape.count; ++page) {
         double best = -1e30;
@@ -227,7 +237,7 @@ TEST_P(PageScoreTest, CodesScoreTheBestToken) {
         }
         const double unit = pages.root_mean_square(page) / 2 * scale;
         scores[q][page] = best * unit;
-        error = std::max(error, 3 * groups * 0.5 * largest / 21 * unit);
+        error = std::max(error, 3 * groups * 0.5 * step * unit);
       }
     }
     const std::vector<double> expected = softmax_sum(scores);
