@@ -21,7 +21,7 @@ namespace {
 struct CalibrateFlags {
   ModelFlags model;
   std::string text;
-  std::string max_loss = "1%";
+  std::string max_loss = "1%", max_bytes;
   std::string page_score = "codes";
   std::string out;
   study::CalibrateOptions options;
@@ -36,23 +36,23 @@ struct CalibrateFlags {
 };
 
 /// "1%,3%" or "0.01,0.03" as shares.
-Result<std::vector<double>> parse_losses(const std::string& text) {
-  std::vector<double> losses;
+Result<std::vector<double>> parse_shares(const std::string& flag, const std::string& text) {
+  std::vector<double> shares;
   for (size_t begin = 0; begin <= text.size();) {
     const size_t comma = std::min(text.find(',', begin), text.size());
     const std::string part = text.substr(begin, comma - begin);
     char* end = nullptr;
     const double value = std::strtod(part.c_str(), &end);
     const bool percent = *end == '%';
-    const double loss = percent ? value / 100 : value;
-    if (end == part.c_str() || *(end + (percent ? 1 : 0)) != '\0' || !(loss > 0 && loss < 1)) {
-      return bad_input("command line", "--max-loss", "'" + part + "'",
-                       "shares such as 1% or 0.03, more than 0");
+    const double share = percent ? value / 100 : value;
+    if (end == part.c_str() || *(end + (percent ? 1 : 0)) != '\0' || !(share > 0 && share < 1)) {
+      return bad_input("command line", flag, "'" + part + "'",
+                       "shares such as 1% or 0.03, more than 0 and less than 1");
     }
-    losses.push_back(loss);
+    shares.push_back(share);
     begin = comma + 1;
   }
-  return losses;
+  return shares;
 }
 
 /// Trains routers alone and writes them into the folder, beside whatever profile is there.
@@ -186,7 +186,10 @@ Status write_curve(const CalibrateFlags& flags, const study::Calibration& calibr
 }
 
 Result<int> calibrate(CalibrateFlags& flags) {
-  POLAR_ASSIGN(flags.options.max_losses, parse_losses(flags.max_loss));
+  POLAR_ASSIGN(flags.options.max_losses, parse_shares("--max-loss", flags.max_loss));
+  if (!flags.max_bytes.empty()) {
+    POLAR_ASSIGN(flags.options.max_bytes, parse_shares("--max-bytes", flags.max_bytes));
+  }
   POLAR_ASSIGN(const std::string text, read_file(flags.text));
   POLAR_ASSIGN(const auto file, model::ModelFile::open(flags.model.model));
   if (flags.options.context > file.config().max_positions) {
@@ -276,6 +279,9 @@ void add_calibrate(CLI::App& app, Run& run) {
       ->add_option("--max-loss", flags->max_loss,
                    "Loss of perplexity to stay inside, e.g. 1% or 1%,3%")
       ->capture_default_str();
+  command->add_option("--max-bytes", flags->max_bytes,
+                      "Beside these, points of the least loss within shares of the KV bytes, e.g. "
+                      "30% or 30%,18%");
   command
       ->add_option("--out", flags->out,
                    "Folder of the profile; a run that was stopped goes on there")

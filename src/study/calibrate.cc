@@ -5,8 +5,7 @@
 #include <map>
 #include <optional>
 
-#include "study/calibration_slices.h"
-#include "study/calibration_state.h"
+#include "study/held_out.h"
 #include "study/unit_measurer.h"
 
 namespace polar::study {
@@ -25,9 +24,6 @@ class Calibrator {
 
   Status slice(const std::vector<std::string>& documents, const Encode& encode, int leading) {
     POLAR_ASSIGN(slices_, make_slices(documents, encode, leading, options_));
-    POLAR_ASSIGN(retrieval_,
-                 Retrieval::create(device_, weights_, std::move(slices_.held_out_needles),
-                                   options_.kv_dtype, {1, options_.page_score, true}));
     return {};
   }
 
@@ -60,22 +56,24 @@ class Calibrator {
     ranking_.by_place = rank_units(text, retrieval);
     // Questions that dense cannot answer still say which units look far, but not how much it is
     // worth.
-    ranking_.units = rank_by_share(text, answers_ ? retrieval : std::vector<double>());
+    ranking_.units =
+        rank_by_share(text, held_out_->answers_decide() ? retrieval : std::vector<double>());
     if (ranking_.by_place == ranking_.units) ranking_.by_place.clear();
     ranking_.kv_heads = weights_.config.kv_heads;
+    ranking_.context = options_.context;
     ranking_.deal = unit_options(options_.prompt_tokens(), options_.context, index_share());
     POLAR_RETURN_IF_ERROR(units.add_losses("text", slices_.whole, ranking_.deal));
-    return answers_ ? units.add_losses("retrieval", asked, ranking_.deal) : Status{};
+    return held_out_->answers_decide() ? units.add_losses("retrieval", asked, ranking_.deal)
+                                       : Status{};
   }
 
   Status prepare_solver() {
     SolverOptions solver;
     solver.ranking = ranking_;
-    for (const Shape& shape : first_shapes(options_.context, ranking_,
-                                           routers_ != nullptr && routers_->routes_heads())) {
+    for (const Shape& shape :
+         first_shapes(ranking_, routers_ != nullptr && routers_->routes_heads())) {
       if (wanted(shape)) solver.shapes.push_back(shape);
     }
-    solver.context = options_.context;
     solver.trials = options_.trials;
     solver.parts = kParts;
     solver.expected = [this](const OperatingPoint& point) { return expected(point); };
@@ -86,17 +84,10 @@ class Calibrator {
   }
 
   Status measure_dense() {
-    POLAR_ASSIGN(dense_part_, measure_windows("dense, part", "dense", nullptr, slices_.part));
-    POLAR_ASSIGN(dense_whole_, measure_windows("dense, rest", "dense", nullptr, slices_.rest));
-    dense_whole_.add(dense_part_);
-    result_.dense_perplexity = std::exp(dense_whole_.mean_loss());
-    const std::vector<NeedleAnswers> answers = retrieval_->ask(nullptr);
-    const NeedleResult dense = sum_up(answers);
-    result_.dense_needles = dense.dense_correct;
-    result_.needle_count = dense.count;
-    double known = 0;
-    for (const NeedleAnswers& answer : answers) known += std::exp(answer.dense.log_probability);
-    answers_ = known >= 1;
+    POLAR_ASSIGN(held_out_, HeldOut::create(device_, weights_, options_, state_, slices_));
+    result_.dense_perplexity = std::exp(held_out_->dense_whole().mean_loss());
+    result_.dense_needles = held_out_->dense_answers();
+    result_.needle_count = held_out_->prompts();
     return {};
   }
 
@@ -112,7 +103,7 @@ class Calibrator {
     const std::optional<Trial> best = solver_->best_of(cost(max_loss));
     OperatingPoint point = best ? best->point : dense_point();
     const std::string trial = point.name;
-    point.name = point_name(max_loss);
+    point.name = percent_name(max_loss);
     point.recall = neurons_of(max_loss).recall;
     POLAR_RETURN_IF_ERROR(measure_together(point, trial, max_loss));
     if (best) {
@@ -121,6 +112,22 @@ class Calibrator {
       result_.comparisons.push_back({point.name, std::move(rows)});
     }
     if (point.limits.routed > 0 || point.recall > 0) result_.profile.routers = routers_;
+    result_.profile.points.push_back(std::move(point));
+    return {};
+  }
+
+  /// An operating point of the least loss within a share of the bytes. Retrieval counts as under
+  /// kBytesLoss; all neurons are computed.
+  Status choose_at(double bytes) {
+    POLAR_ASSIGN(const auto best, solver_->solve_at(bytes, cost(kBytesLoss)));
+    if (!best) {
+      return bad_input("command line", "--max-bytes", percent_name(bytes),
+                       "a share of the KV bytes that some assignment can stay within");
+    }
+    OperatingPoint point = best->point;
+    point.name = "bytes-" + percent_name(bytes);
+    POLAR_RETURN_IF_ERROR(measure_together(point, best->point.name, 0));
+    if (point.limits.routed > 0) result_.profile.routers = routers_;
     result_.profile.points.push_back(std::move(point));
     return {};
   }
@@ -164,25 +171,7 @@ class Calibrator {
   }
 
  private:
-  /// What some windows of the held-out slice lose and read.
-  struct Measured {
-    double loss = 0, tokens = 0;  // nats, summed over tokens
-    double kv_bytes = 0, dense_kv_bytes = 0;
-
-    void add(const Measured& other) {
-      loss += other.loss;
-      tokens += other.tokens;
-      kv_bytes += other.kv_bytes;
-      dense_kv_bytes += other.dense_kv_bytes;
-    }
-    double mean_loss() const { return loss / tokens; }
-    double density() const { return dense_kv_bytes > 0 ? kv_bytes / dense_kv_bytes : 1.0; }
-    /// Perplexity ratio - 1.
-    double loss_beside(const Measured& dense) const {
-      return std::exp(mean_loss() - dense.mean_loss()) - 1;
-    }
-  };
-  using MakePlanner = std::function<Result<std::unique_ptr<model::Planner>>()>;
+  using MakePlanner = HeldOut::MakePlanner;
 
   bool wanted(const Shape& shape) const {
     const std::vector<std::string>& policies = options_.policies;
@@ -190,21 +179,11 @@ class Calibrator {
            std::find(policies.begin(), policies.end(), shape.policy()) != policies.end();
   }
 
-  static std::string point_name(double max_loss) {
+  static std::string percent_name(double max_loss) {
     std::string name = std::to_string(max_loss * 100);
     name.erase(name.find_last_not_of('0') + 1);
     if (name.back() == '.') name.pop_back();
     return name + "%";
-  }
-
-  EvaluateOptions evaluate_options(const std::string& stage) const {
-    EvaluateOptions evaluation;
-    evaluation.prompt = options_.prompt_tokens();
-    evaluation.kv_dtype = options_.kv_dtype;
-    evaluation.progress = [this, stage](int done, int windows) {
-      if (options_.progress) options_.progress(stage, done, windows);
-    };
-    return evaluation;
   }
 
   /// Bytes of a page's index over those of the page.
@@ -242,12 +221,10 @@ class Calibrator {
       point.recall = recalls[middle];
       const std::string name = "neurons" + of_recall(point);
       const MakePlanner make = [&] { return planner_of(point); };
-      POLAR_ASSIGN(const Measured measured,
-                   measure_windows("trial " + name + ", part", name, make, slices_.part));
-      CurvePoint asked;
-      POLAR_RETURN_IF_ERROR(ask("trial " + name + ", answers", make, asked));
-      const double loss = measured.loss_beside(dense_part_);
-      if (loss <= max_loss * kNeuronShare && missing(asked.needles) <= 0) {
+      POLAR_ASSIGN(const Measured measured, held_out_->part("trial " + name, name, make));
+      POLAR_ASSIGN(const HeldOut::Answers answers, held_out_->answers("trial " + name, make));
+      const double loss = measured.loss_beside(held_out_->dense_part());
+      if (loss <= max_loss * kNeuronShare && held_out_->missing(answers.correct) <= 0) {
         neurons_[max_loss] = {point.recall, std::max(0.0, loss)};
         high = middle - 1;
       } else {
@@ -270,10 +247,13 @@ class Calibrator {
   /// neurons are computed.
   Status measure_together(OperatingPoint& point, const std::string& trial, double max_loss) {
     for (;;) {
-      POLAR_ASSIGN(point.quality, final_quality(point, trial));
+      POLAR_ASSIGN(
+          point.quality,
+          held_out_->beside_dense(trial + of_routed(point) + of_recall(point),
+                                  point.name + " beside dense", [&] { return planner_of(point); }));
       point.quality.max_loss = max_loss;
       const bool fits = point.quality.perplexity_ratio - 1 <= max_loss * kSafety &&
-                        missing(point.quality.sparse_needles) <= 0;
+                        held_out_->missing(point.quality.sparse_needles) <= 0;
       if (fits || point.recall == 0) return {};
       const std::vector<double>& recalls = routers_->recalls;
       const auto next = std::upper_bound(recalls.begin(), recalls.end(), point.recall);
@@ -295,88 +275,24 @@ class Calibrator {
       // Where a text says nothing of its next token, reading nothing loses nothing; but a point
       // that reads nothing is none.
       if (trial.effective_density <= 0) cost = std::max(cost, 2.0);
-      const int gone = missing(trial.needles);
+      const int gone = held_out_->missing(trial.needles);
       if (gone <= 0) return cost;
       return std::max(cost, 1 + static_cast<double>(gone) / result_.dense_needles);
     };
   }
 
-  /// Answers gone, beyond the one in 40 prompts that may go.
-  int missing(int needles) const {
-    if (!answers_) return 0;
-    return result_.dense_needles - needles - result_.needle_count / 40;
-  }
-
-  /// Nats that the answers lose, mean over the prompts by how likely the answer is dense: a prompt
-  /// that dense does not answer says nothing.
-  static double answer_loss(std::span<const NeedleAnswers> answers) {
-    double lost = 0, weights = 0;
-    for (const NeedleAnswers& answer : answers) {
-      const double weight = std::exp(answer.dense.log_probability);
-      lost += weight * (answer.dense.log_probability - answer.sparse.log_probability);
-      weights += weight;
-    }
-    return lost / weights;
-  }
-
-  /// A planner's (null: the dense) numbers on some windows, or what is stored of them.
-  Result<Measured> measure_windows(const std::string& key, const std::string& stage,
-                                   const MakePlanner& make, const Windows& windows) {
-    Measured measured;
-    if (windows.count == 0) return measured;
-    if (const ordered_json* stored = state_.find(key)) {
-      measured.loss = (*stored)["loss"];
-      measured.tokens = (*stored)["tokens"];
-      measured.kv_bytes = (*stored)["kv_bytes"];
-      measured.dense_kv_bytes = (*stored)["dense_kv_bytes"];
-      return measured;
-    }
-    std::unique_ptr<model::Planner> planner;
-    if (make != nullptr) {
-      POLAR_ASSIGN(planner, make());
-    }
-    EvaluateOptions evaluation = evaluate_options(stage);
-    // Known or not, it is not asked for here.
-    if (planner != nullptr) evaluation.known_dense_perplexity = 1;
-    POLAR_ASSIGN(const Evaluation made,
-                 evaluate(device_, weights_, windows, planner.get(), evaluation));
-    measured.tokens = static_cast<double>(made.tokens);
-    measured.loss = measured.tokens *
-                    std::log(planner != nullptr ? made.sparse_perplexity : made.dense_perplexity);
-    measured.kv_bytes = made.kv_bytes;
-    measured.dense_kv_bytes = made.dense_kv_bytes;
-    POLAR_RETURN_IF_ERROR(state_.put(key, {{"loss", measured.loss},
-                                           {"tokens", measured.tokens},
-                                           {"kv_bytes", measured.kv_bytes},
-                                           {"dense_kv_bytes", measured.dense_kv_bytes}}));
-    return measured;
-  }
-
-  /// Answers to the held-out retrieval prompts, or what is stored of them. Trial and CurvePoint
-  /// have the same numbers.
-  template <typename Point>
-  Status ask(const std::string& key, const MakePlanner& make, Point& point) {
-    if (const ordered_json* stored = state_.find(key)) {
-      point.needles = (*stored)["needles"];
-      point.answer_loss = (*stored)["answer_loss"];
-      return {};
-    }
-    POLAR_ASSIGN(const auto planner, make());
-    const std::vector<NeedleAnswers> answers = retrieval_->ask(planner.get());
-    point.needles = sum_up(answers).sparse_correct;
-    point.answer_loss = answers_ ? answer_loss(answers) : 0;
-    return state_.put(key, {{"needles", point.needles}, {"answer_loss", point.answer_loss}});
-  }
-
   /// Loss, bytes and retrieval of a planner on the whole held-out slice.
   Status measure_once(const std::string& key, const std::string& stage, const MakePlanner& make,
                       CurvePoint& point) {
-    POLAR_ASSIGN(Measured whole, measure_windows(key + ", part", stage, make, slices_.part));
-    POLAR_ASSIGN(const Measured rest, measure_windows(key + ", rest", stage, make, slices_.rest));
+    POLAR_ASSIGN(Measured whole, held_out_->part(key, stage, make));
+    POLAR_ASSIGN(const Measured rest, held_out_->rest(key, stage, make));
     whole.add(rest);
-    point.loss = whole.loss_beside(dense_whole_);
+    point.loss = whole.loss_beside(held_out_->dense_whole());
     point.effective_density = whole.density();
-    return ask(key + ", answers", make, point);
+    POLAR_ASSIGN(const HeldOut::Answers answers, held_out_->answers(key, make));
+    point.needles = answers.correct;
+    point.answer_loss = answers.loss;
+    return {};
   }
 
   /// A trial on the part of the held-out slice, then `rest`: on all of it. Where retrieval decides
@@ -385,46 +301,23 @@ class Calibrator {
     const std::string& name = trial.point.name;
     const std::string key = "trial " + name + of_routed(trial.point);
     const MakePlanner make = [&] { return planner_of(trial.point); };
-    POLAR_ASSIGN(Measured measured, measure_windows(key + ", part", name, make, slices_.part));
-    trial.part_loss = measured.loss_beside(dense_part_);
+    POLAR_ASSIGN(Measured measured, held_out_->part(key, name, make));
+    trial.part_loss = measured.loss_beside(held_out_->dense_part());
     if (!rest) {
       trial.loss = trial.part_loss;
       trial.effective_density = measured.density();
-      trial.needles = result_.dense_needles;
-      return answers_ ? ask(key + ", answers", make, trial) : Status{};
+      trial.needles = held_out_->dense_answers();
+      if (!held_out_->answers_decide()) return {};
+      POLAR_ASSIGN(const HeldOut::Answers answers, held_out_->answers(key, make));
+      trial.needles = answers.correct;
+      trial.answer_loss = answers.loss;
+      return {};
     }
-    POLAR_ASSIGN(const Measured others, measure_windows(key + ", rest", name, make, slices_.rest));
+    POLAR_ASSIGN(const Measured others, held_out_->rest(key, name, make));
     measured.add(others);
-    trial.loss = measured.loss_beside(dense_whole_);
+    trial.loss = measured.loss_beside(held_out_->dense_whole());
     trial.effective_density = measured.density();
     return {};
-  }
-
-  /// The chosen point beside dense, row by row.
-  Result<sparsity::Quality> final_quality(const OperatingPoint& point, const std::string& trial) {
-    const std::string key = "beside dense: " + trial + of_routed(point) + of_recall(point);
-    sparsity::Quality quality;
-    quality.text = options_.text_name + ", " + std::to_string(slices_.held_out.count) +
-                   " held-out windows of " + std::to_string(options_.context);
-    if (const ordered_json* stored = state_.find(key)) {
-      read_quality(*stored, quality);
-      return quality;
-    }
-    POLAR_ASSIGN(auto planner, planner_of(point));
-    POLAR_ASSIGN(const Evaluation measured,
-                 evaluate(device_, weights_, slices_.held_out, planner.get(),
-                          evaluate_options(point.name + " beside dense")));
-    const NeedleResult needles = sum_up(retrieval_->ask(planner.get()));
-    quality.perplexity_ratio = measured.ratio();
-    quality.kl = measured.kl;
-    quality.agreement = measured.agreement;
-    quality.effective_density = measured.effective_density();
-    quality.neuron_share = measured.neuron_share;
-    quality.needles = needles.count;
-    quality.dense_needles = needles.dense_correct;
-    quality.sparse_needles = needles.sparse_correct;
-    POLAR_RETURN_IF_ERROR(state_.put(key, quality_json(quality)));
-    return quality;
   }
 
   Result<std::unique_ptr<model::Planner>> planner_of(const OperatingPoint& point) {
@@ -437,10 +330,12 @@ class Calibrator {
 
   static constexpr int kImportanceRecent = 8;
   /// A point must do better on the held-out slice than the budget says, for texts that calibration
-  /// never saw: SmolLM2's points lost 1.7 to 4.6 times as much there (docs/results.md).
-  static constexpr double kSafety = 1.0 / 3;
+  /// never saw: SmolLM2's points lost 1.7 to 5.4 times as much there (docs/results.md).
+  static constexpr double kSafety = 1.0 / 6;
+  /// What points by bytes are compared under: a loss that matters as much as an answer.
+  static constexpr double kBytesLoss = 0.03;
   /// Of the budget, what neurons alone may lose: they pay at small batches only, pages at all.
-  static constexpr double kNeuronShare = 0.125;
+  static constexpr double kNeuronShare = 1.0 / 16;
   /// Retrieval is not for sale: whatever the budget, the right answers' probability (a geometric
   /// mean) may fall by a tenth.
   static constexpr double kAnswerLoss = 0.1;
@@ -450,11 +345,7 @@ class Calibrator {
   const CalibrateOptions& options_;
   CalibrationState& state_;
   Slices slices_;
-  std::unique_ptr<Retrieval> retrieval_;  // the held-out prompts
-  /// Whether the dense model gives away at least one answer's worth of probability: if not, the
-  /// retrieval prompts decide nothing, and rank units by their places alone.
-  bool answers_ = false;
-  Measured dense_part_, dense_whole_;
+  std::unique_ptr<HeldOut> held_out_;
   Ranking ranking_;
   std::shared_ptr<const sparsity::Routers> routers_;  // of heads and of neurons; null: nothing
   std::map<double, Neurons> neurons_;                 // by max_loss
@@ -464,7 +355,7 @@ class Calibrator {
 
 ordered_json identity_of(const std::string& fingerprint, const CalibrateOptions& options,
                          size_t text_bytes) {
-  return {{"search", 6},  // what the keys and values of the state mean
+  return {{"search", 7},  // what the keys and values of the state mean
           {"model", fingerprint},
           {"text", options.text_name},
           {"text_bytes", text_bytes},
@@ -499,7 +390,10 @@ Result<Calibration> calibrate(backend::Device& device, const model::Weights& wei
   std::vector<double> losses = options.max_losses;
   std::sort(losses.begin(), losses.end());
   for (const double loss : losses) POLAR_RETURN_IF_ERROR(calibrator.search(loss));
+  std::vector<double> bytes = options.max_bytes;
+  std::sort(bytes.begin(), bytes.end(), std::greater<>());
   for (const double loss : losses) POLAR_RETURN_IF_ERROR(calibrator.choose(loss));
+  for (const double share : bytes) POLAR_RETURN_IF_ERROR(calibrator.choose_at(share));
   POLAR_RETURN_IF_ERROR(calibrator.measure_curve());
   Calibration calibration = calibrator.finish(fingerprint);
   if (calibration.profile.routes_units())

@@ -31,6 +31,9 @@ std::vector<CurveSetting> curve_settings(const model::ModelConfig& config,
 
 struct CalibrateOptions {
   std::vector<double> max_losses = {0.01};  // perplexity ratio - 1, one operating point each
+  /// Shares of the KV bytes, page indices included, one operating point each: the least loss that
+  /// was found there.
+  std::vector<double> max_bytes;
   int context = 2048;
   int prompt = -1;  // tokens of each window that are prefilled dense; -1: context / 4
   int prompt_tokens() const { return prompt >= 0 ? prompt : context / 4; }

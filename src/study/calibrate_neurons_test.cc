@@ -155,7 +155,7 @@ TEST_F(CalibrateNeurons, APointWithRoutedHeadsAndNeuronsComesBackFromItsFolder) 
   }
   options_.routers = heads;
   options_.policies = {"routed", "hybrid"};
-  options_.max_losses = {2.25};
+  options_.max_losses = {4.5};
   const auto calibration = run("a");
   ASSERT_TRUE(calibration.ok()) << calibration.error().message;
   const sparsity::OperatingPoint& point = calibration->profile.points[1];

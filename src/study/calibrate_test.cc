@@ -104,6 +104,28 @@ TEST_F(Calibrate, ARunThatIsDoneMeasuresNothingAgain) {
   EXPECT_EQ(profile, read(root_ / "one" / "profile.json"));
 }
 
+/// A point by bytes stays within them, loses less where it may read more, and beside it the points
+/// by loss are what they are without it.
+TEST_F(Calibrate, PointsByBytesStayWithinThem) {
+  ASSERT_TRUE(run("one").ok());
+  const auto alone = nlohmann::ordered_json::parse(read(root_ / "one" / "profile.json"));
+  options_.max_bytes = {0.35, 0.6};
+  const auto made = run("two");
+  ASSERT_TRUE(made.ok()) << made.error().message;
+  const auto both = nlohmann::ordered_json::parse(read(root_ / "two" / "profile.json"));
+  for (size_t i = 0; i < alone["points"].size(); ++i)
+    EXPECT_EQ(alone["points"][i], both["points"][i]);
+  const std::vector<sparsity::OperatingPoint>& points = made->profile.points;
+  ASSERT_EQ(points.size(), 5u);
+  EXPECT_EQ(points[3].name, "bytes-60%");
+  EXPECT_EQ(points[4].name, "bytes-35%");
+  EXPECT_LE(points[3].quality.effective_density, 0.6 * 1.01);
+  EXPECT_LE(points[4].quality.effective_density, 0.35 * 1.01);
+  EXPECT_LT(points[3].quality.perplexity_ratio, points[4].quality.perplexity_ratio);
+  options_.max_bytes = {1e-5};
+  EXPECT_THAT(run("three").error().message, HasSubstr("--max-bytes: found 0.001%, expected"));
+}
+
 /// A run that was killed leaves a state that holds its first measurements.
 TEST_F(Calibrate, ARunThatWasKilledGoesOnToTheSameProfile) {
   std::vector<std::string> whole;
@@ -253,7 +275,7 @@ TEST_F(Calibrate, ARoutedPointComesWithItsRouters) {
   shape.knob = Shape::Knob::kRouted;
   shape.lower = backend::ReadKind::kWindow;
   shape.routed = 1;
-  profile.points.push_back(assign(shape, {{0, 1, 2, 3}, 2, {}, {}}, 4));
+  profile.points.push_back(assign(shape, {{0, 1, 2, 3}, 2, 0, {}, {}}, 4));
   profile.routers = random_routers(weights_->config);
   const model::ModelConfig& config = weights_->config;
   ASSERT_TRUE(sparsity::write_profile(folder("routed"), profile).ok());

@@ -37,6 +37,13 @@ int percent(double share) {
   return static_cast<int>(std::lround(share * 100));
 }
 
+/// What `per_mille` of the pages of so many tokens are, at least one; 0 tokens: none.
+uint16_t least_pages(long per_mille, double tokens) {
+  if (tokens <= 0) return 0;
+  return static_cast<uint16_t>(
+      std::min(static_cast<double>(per_mille) * tokens / backend::kPageTokens / 1000 + 1, 65535.0));
+}
+
 /// The most per mille of the pages that lower units choose: then all of them read everything.
 constexpr int kPagesSettings = 990;
 
@@ -128,6 +135,7 @@ std::string Shape::name() const {
               std::to_string(percent(ratio) % 100 / 10) + std::to_string(percent(ratio) % 10);
   }
   if (by_place) name += ", by place";
+  if (steady > 0) name += ", steady " + std::to_string(percent(steady)) + " %";
   if (routed > 0) name += ", routed " + std::to_string(routed);
   if (lower != ReadKind::kPages) name += std::string(", else ") + sparsity::kind_name(lower);
   return name + ", recent " + std::to_string(recent);
@@ -165,10 +173,11 @@ OperatingPoint assign(const Shape& shape, const Ranking& ranking, int setting) {
   const long upper = by_pages                           ? std::lround(shape.upper * units)
                      : shape.knob == Shape::Knob::kFull ? units
                                                         : knob;
-  const auto pages = [](UnitBudget& budget, long per_mille) {
+  const auto pages = [&](UnitBudget& budget, long per_mille) {
     if (per_mille >= 1000) return;  // everything
     budget.kind = ReadKind::kPages;
     budget.pages_per_mille = static_cast<uint16_t>(per_mille);
+    budget.least = least_pages(per_mille, shape.steady * ranking.context);
   };
   const bool chooses = shape.lower == ReadKind::kPages;
   for (int place = 0; place < units; ++place) {
@@ -193,14 +202,17 @@ OperatingPoint assign(const Shape& shape, const Ranking& ranking, int setting) {
   return point;
 }
 
-std::vector<Shape> first_shapes(int context, const Ranking& ranking, bool routers) {
+std::vector<Shape> first_shapes(const Ranking& ranking, bool routers) {
   using Knob = Shape::Knob;
-  const int kv_heads = ranking.kv_heads;
+  const int kv_heads = ranking.kv_heads, context = ranking.context;
+  Shape steady{Knob::kPages, 0, 1, 1};  // equal, where few pages are all the same that many
+  steady.steady = 0.5;
   const bool long_window = 32 * backend::kPageTokens * 2 <= context;
   std::vector<Shape> shapes = {
-      {Knob::kPages, 0, 0.25, 3},                          // a quarter
-      {Knob::kPages, 0, 0.5, 2.4},                         // unequal halves
-      {Knob::kPages, 0, 1, 1},                             // equal
+      {Knob::kPages, 0, 0.25, 3},   // a quarter
+      {Knob::kPages, 0, 0.5, 2.4},  // unequal halves
+      {Knob::kPages, 0, 1, 1},      // equal
+      steady,
       {Knob::kFull, 0, 0, 1, ReadKind::kWindow, 8},        // static
       {Knob::kPages, 0.1, 0.1, 1},                         // the best tenth in full
       {Knob::kPages, 0, 0.5, 1, ReadKind::kWindow, 8},     // pages above windows
@@ -232,13 +244,14 @@ std::vector<Shape> first_shapes(int context, const Ranking& ranking, bool router
   return shapes;
 }
 
-std::vector<Shape> neighbours(const Shape& shape, int context, int kv_heads) {
+std::vector<Shape> neighbours(const Shape& shape, const Ranking& ranking) {
   std::vector<Shape> near;
   if (shape.knob == Shape::Knob::kDealt) return near;
   const auto add = [&](auto change) {
     Shape other = shape;
     change(other);
-    if (other.recent * backend::kPageTokens * 2 > context || other.routed >= kv_heads) return;
+    if (other.recent * backend::kPageTokens * 2 > ranking.context) return;
+    if (other.routed >= ranking.kv_heads) return;
     if (other.name() != shape.name()) near.push_back(other);
   };
   if (shape.knob == Shape::Knob::kPages) {
@@ -255,6 +268,7 @@ std::vector<Shape> neighbours(const Shape& shape, int context, int kv_heads) {
       s.upper = std::max(s.full, s.upper);
     });
     if (shape.lower != ReadKind::kPages) add([](Shape& s) { s.recent *= 2; });
+    if (shape.steady > 0) add([](Shape& s) { s.steady = s.steady < 1 ? 1 : 0.5; });
   } else {
     add([](Shape& s) { s.recent *= 2; });
     add([](Shape& s) { s.recent = std::max(1, s.recent / 2); });

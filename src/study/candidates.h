@@ -52,6 +52,9 @@ struct Shape {
   /// many of a layer's are full for a row. 0: no router.
   int routed = 0;
   bool by_place = false;  // classes are cut from Ranking::by_place
+  /// kPages: pages read at least, of those that the knob means at the longest context. 0: a share
+  /// of the pages wherever a sequence stands; 1: as many wherever it stands.
+  double steady = 0;
 
   /// Says all of the above; two shapes of one name are the same.
   std::string name() const;
@@ -63,6 +66,7 @@ struct Shape {
 struct Ranking {
   std::vector<int> units;  // the most valuable first
   int kv_heads = 1;
+  int context = 0;  // the longest, in tokens
   /// The units by rank_units(), for shapes with by_place. Empty: there are none.
   std::vector<int> by_place;
   /// For shapes that deal bytes out. No options: there are none.
@@ -76,10 +80,10 @@ int knob_settings(const Shape& shape, const Ranking& ranking);
 sparsity::OperatingPoint assign(const Shape& shape, const Ranking& ranking, int setting);
 
 /// Shapes to begin a search with, the likeliest first. `routers`: there are head routers.
-std::vector<Shape> first_shapes(int context, const Ranking& ranking, bool routers);
+std::vector<Shape> first_shapes(const Ranking& ranking, bool routers);
 
 /// Shapes that differ from this one by a little.
-std::vector<Shape> neighbours(const Shape& shape, int context, int kv_heads);
+std::vector<Shape> neighbours(const Shape& shape, const Ranking& ranking);
 
 /// The share of KV bytes that a point reads in decode steps from `prompt` to `context` tokens,
 /// page indices included, before it is measured: no model runs. `index_share`: bytes of a page

@@ -206,34 +206,38 @@ std::optional<size_t> Solver::best_inside() const {
   return best;
 }
 
-/// Rounds of elections on the part: the best against all others, at the bytes where it meets the
-/// bound; then the new best, with the shapes that differ from it by a little.
-Status Solver::elect(Shape best) {
+/// Rounds of elections on the part: the best against all others, at these bytes or where it meets
+/// the bound; then the new best, with the shapes that differ from it by a little.
+Status Solver::elect(Shape best, std::optional<double> at) {
   std::vector<Shape>& shapes = options_.shapes;
   constexpr int kRounds = 5;
   for (int round = 0; round < kRounds && left_ > 0; ++round) {
-    const double bytes = std::min(crossing(best).value_or(0.9), 0.9);
+    const double bytes = at ? *at : std::min(crossing(best).value_or(0.9), 0.9);
     struct Rival {
       Shape shape;
       double cost;
     };
     std::optional<Rival> winner;
     POLAR_ASSIGN(const double own, cost_at(best, bytes));
+    const double best_meets = at ? crossing(best).value_or(bytes) : bytes;
     for (const Shape& shape : shapes) {
       if (shape.name() == best.name()) continue;
       // What its trials promise at these bytes; a shape that lost by far is not asked again.
-      const auto at = crossing(shape);
-      if (at && std::pow(*at / bytes, kSlope) > (round == 0 ? kFarBehind : kClose)) continue;
+      const auto meets = crossing(shape);
+      if (meets && std::pow(*meets / best_meets, kSlope) > (round == 0 ? kFarBehind : kClose))
+        continue;
       POLAR_ASSIGN(const double rival, cost_at(shape, bytes));
       if (rival < own && (!winner || rival < winner->cost)) winner = Rival{shape, rival};
     }
     if (winner) {
       best = winner->shape;
-      POLAR_RETURN_IF_ERROR(
-          turn_knob(best, crossing(best).value_or(bytes), kElected, Slice::kPart));
+      if (!at) {
+        POLAR_RETURN_IF_ERROR(
+            turn_knob(best, crossing(best).value_or(bytes), kElected, Slice::kPart));
+      }
     }
     bool more = winner.has_value();
-    for (const Shape& near : neighbours(best, options_.context, options_.ranking.kv_heads)) {
+    for (const Shape& near : neighbours(best, options_.ranking)) {
       const auto same = [&](const Shape& shape) { return shape.name() == near.name(); };
       if (std::any_of(shapes.begin(), shapes.end(), same)) continue;
       shapes.push_back(near);
@@ -272,7 +276,7 @@ Result<std::optional<Trial>> Solver::solve(const Cost& cost) {
   cost_ = cost;
   // A part of the measurements is spent on parts of the slice, the others on all of it.
   const int all = options_.trials * options_.parts;
-  left_ = all * 3 / 5;
+  left_ = all * 2 / 3;
   const int kept = all - left_;
   // The first shape, or after another bound the one that promises most.
   Shape best = options_.shapes.front();
@@ -288,6 +292,47 @@ Result<std::optional<Trial>> Solver::solve(const Cost& cost) {
   left_ += kept;
   POLAR_RETURN_IF_ERROR(settle());
   return best_of(cost);
+}
+
+/// What a shape costs at these bytes; nothing: it was not measured there.
+std::optional<double> Solver::part_cost(const Shape& shape, double bytes) const {
+  const int setting = setting_at(shape, bytes);
+  const std::string name = shape.name();
+  for (size_t i = 0; i < trials_.size(); ++i)
+    if (settings_[i] == setting && trials_[i].family == name) return cost_of(i);
+  return std::nullopt;
+}
+
+Result<std::optional<Trial>> Solver::solve_at(double bytes, const Cost& cost) {
+  cost_ = cost;
+  const int all = options_.trials * options_.parts;
+  left_ = all * 2 / 3;
+  const int kept = all - left_;
+  // The first shape that reads so little; one whole trial of it tells what a part says.
+  const auto first =
+      std::find_if(options_.shapes.begin(), options_.shapes.end(),
+                   [&](const Shape& shape) { return setting_at(shape, bytes) >= 0; });
+  if (first == options_.shapes.end()) return std::optional<Trial>();
+  const Shape begin = *first;
+  POLAR_RETURN_IF_ERROR(measure_at(begin, bytes, Slice::kWhole));
+  POLAR_RETURN_IF_ERROR(elect(begin, bytes));
+  left_ += kept;
+  // The best few on the part are measured whole, the best first.
+  constexpr size_t kFinalists = 3;
+  std::vector<std::pair<double, const Shape*>> finalists;
+  for (const Shape& shape : options_.shapes)
+    if (const auto found = part_cost(shape, bytes)) finalists.emplace_back(*found, &shape);
+  std::stable_sort(finalists.begin(), finalists.end(),
+                   [](const auto& a, const auto& b) { return a.first < b.first; });
+  finalists.resize(std::min(finalists.size(), kFinalists));
+  for (const auto& [part, shape] : finalists)
+    POLAR_RETURN_IF_ERROR(measure_at(*shape, bytes, Slice::kWhole));
+  std::optional<size_t> best;
+  for (size_t i = 0; i < trials_.size(); ++i) {
+    if (!trials_[i].whole || expected_[i] > bytes) continue;
+    if (!best || cost_of(i) < cost_of(*best)) best = i;
+  }
+  return best ? std::optional<Trial>(trials_[*best]) : std::nullopt;
 }
 
 std::optional<Trial> Solver::best_of(const Cost& cost) {

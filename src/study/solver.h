@@ -29,7 +29,6 @@ struct Trial {
 struct SolverOptions {
   Ranking ranking;
   std::vector<Shape> shapes;  // the first is where the first search begins
-  int context = 0;
   int trials = 12;  // measurements of the whole slice at most, per bound; a part counts its share
   /// What a point will read, without a measurement.
   std::function<double(const sparsity::OperatingPoint&)> expected;
@@ -54,7 +53,13 @@ class Solver {
   /// measurements lead to the same search.
   Result<std::optional<Trial>> solve(const Cost& cost);
 
-  /// The same among what is measured already: the search for another bound may have found better.
+  /// The whole trial that costs the least of those that are expected to read at most `bytes`, after
+  /// an election there of at most `SolverOptions::trials` new measurements. Nothing: no shape reads
+  /// so little.
+  Result<std::optional<Trial>> solve_at(double bytes, const Cost& cost);
+
+  /// The same as solve() among what is measured already: the search for another bound may have
+  /// found better.
   std::optional<Trial> best_of(const Cost& cost);
 
   /// The best whole trial of each policy that reads no more than `bytes` (within a 200th) and no
@@ -89,7 +94,8 @@ class Solver {
   std::optional<double> crossing(const Shape& shape) const;
   Result<double> cost_at(const Shape& shape, double bytes);
   std::optional<size_t> best_inside() const;
-  Status elect(Shape best);
+  Status elect(Shape best, std::optional<double> at = {});
+  std::optional<double> part_cost(const Shape& shape, double bytes) const;
   Status settle();
 
   SolverOptions options_;

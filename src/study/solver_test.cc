@@ -6,9 +6,14 @@
 #include <cmath>
 #include <set>
 
+#include "backend/ranges.h"
+
 namespace polar::study {
 namespace {
 
+using backend::kPageTokens;
+using backend::page_choice;
+using backend::PageChoice;
 using backend::ReadKind;
 using backend::UnitBudget;
 
@@ -73,13 +78,12 @@ struct Formula {
     trial.effective_density = expected(trial.point);
   }
 
-  Ranking ranking() const { return {rank_by_share(worth, {}), kHeads, {}, {}}; }
+  Ranking ranking() const { return {rank_by_share(worth, {}), kHeads, kContext, {}, {}}; }
 
   Solver solver(bool routers, int trials = 12) {
     SolverOptions options;
     options.ranking = ranking();
-    options.shapes = first_shapes(kContext, ranking(), routers);
-    options.context = kContext;
+    options.shapes = first_shapes(ranking(), routers);
     options.trials = trials;
     options.expected = expected;
     options.parts = kParts;
@@ -94,17 +98,29 @@ struct Formula {
     return Solver(std::move(options));
   }
 
-  /// The fewest bytes of all settings of the first shapes.
-  double fewest(double max_loss, bool routers) const {
-    double best = 1;
-    for (const Shape& shape : first_shapes(kContext, ranking(), routers)) {
+  /// All settings of the first shapes.
+  std::vector<Trial> all(bool routers) const {
+    std::vector<Trial> trials;
+    for (const Shape& shape : first_shapes(ranking(), routers)) {
       for (int setting = 0; setting < knob_settings(shape, ranking()); ++setting) {
-        Trial trial;
-        trial.point = assign(shape, ranking(), setting);
-        fill(trial);
-        if (trial.loss <= max_loss) best = std::min(best, trial.effective_density);
+        trials.emplace_back().point = assign(shape, ranking(), setting);
+        fill(trials.back());
       }
     }
+    return trials;
+  }
+
+  /// The fewest bytes of all settings within a loss, and the least loss of all within some bytes.
+  double fewest(double max_loss, bool routers) const {
+    double best = 1;
+    for (const Trial& trial : all(routers))
+      if (trial.loss <= max_loss) best = std::min(best, trial.effective_density);
+    return best;
+  }
+  double least(double bytes) const {
+    double best = 1e30;
+    for (const Trial& trial : all(false))
+      if (trial.effective_density <= bytes) best = std::min(best, trial.loss);
     return best;
   }
 };
@@ -206,6 +222,28 @@ TEST(Solver, RetrievalBoundsWhereTheLossWouldAllowMore) {
   EXPECT_GT(dear.effective_density, cheap.effective_density);
 }
 
+TEST(Solver, FindsAboutTheLeastLossWithinBytes) {
+  for (const double power : {1.5, 4.0, 8.0}) {
+    Formula formula;
+    formula.page_power = power;
+    Solver solver = formula.solver(false);
+    for (const double bytes : {0.6, 0.3, 0.15}) {
+      const int before = formula.measured;
+      const auto best = solver.solve_at(bytes, at_most(0.03));
+      ASSERT_TRUE(best.ok() && best->has_value()) << bytes;
+      EXPECT_TRUE((*best)->whole);
+      EXPECT_LE((*best)->effective_density, bytes);
+      EXPECT_LE((*best)->loss, 1.1 * formula.least(bytes)) << power << " " << bytes;
+      EXPECT_LE(formula.measured - before, 12 * kParts);
+    }
+  }
+  Formula formula;
+  Solver solver = formula.solver(false);
+  const auto none = solver.solve_at(1e-4, at_most(0.03));
+  ASSERT_TRUE(none.ok());
+  EXPECT_FALSE(none->has_value());
+}
+
 TEST(Solver, SaysWhenNothingIsInside) {
   Formula formula;
   formula.answers = 1e9;
@@ -219,8 +257,7 @@ TEST(Solver, SaysWhenNothingIsInside) {
 TEST(Solver, AMeasurementThatFailsIsTheResult) {
   SolverOptions options;
   options.ranking = Formula().ranking();
-  options.shapes = first_shapes(kContext, Formula().ranking(), false);
-  options.context = kContext;
+  options.shapes = first_shapes(Formula().ranking(), false);
   options.expected = expected;
   options.measure_part = [](Trial&) -> Status { return bad_input("disk", "file", "full", "room"); };
   Solver solver(std::move(options));
@@ -238,8 +275,8 @@ TEST(Candidates, RankByShareWeighsHowMuchNotWhere) {
 TEST(Candidates, AssignmentsReadMoreWithTheKnobAndHaveNamesOfTheirOwn) {
   const Ranking ranking = Formula().ranking();
   std::set<std::string> names;
-  for (Shape& shape : first_shapes(kContext, Formula().ranking(), true)) {
-    std::vector<Shape> all = neighbours(shape, kContext, kHeads);
+  for (Shape& shape : first_shapes(Formula().ranking(), true)) {
+    std::vector<Shape> all = neighbours(shape, ranking);
     all.push_back(shape);
     for (const Shape& one : all) {
       double before = 0;
@@ -266,6 +303,25 @@ TEST(Candidates, HalvesGiveTheBetterUnitsTheirRatio) {
     const UnitBudget& budget = point.budgets[ranking.units[place]];
     EXPECT_EQ(budget.kind, ReadKind::kPages);
     EXPECT_EQ(budget.pages_per_mille, place < kUnits / 2 ? 350 : 140);
+    EXPECT_EQ(budget.least, 0);
+  }
+}
+
+TEST(Candidates, SteadyUnitsReadAtLeastWhatTheyWouldInALongContext) {
+  const Ranking ranking = Formula().ranking();
+  Shape shape;
+  shape.upper = 1;
+  for (const double steady : {0.0, 0.5, 1.0}) {
+    shape.steady = steady;
+    const auto point = assign(shape, ranking, 199);  // 20 %
+    for (const int position : {511, 1023, 1535, 2047}) {
+      const double pages = 0.2 * std::max<double>(position + 1, steady * kContext) / kPageTokens;
+      for (const UnitBudget& budget : point.budgets) {
+        const PageChoice choice = page_choice(position, 0, budget, point.limits, 1000);
+        const int own = position / kPageTokens, left = choice.count - choice.chosen;
+        EXPECT_NEAR(own + 1 - left, pages, 1) << position << ", steady " << steady;
+      }
+    }
   }
 }
 
