@@ -3,7 +3,7 @@
 # package manager: take vendor/ along, see scripts/vendor.sh). Each stage ends within 10 minutes and
 # appends JSON lines to $RESULTS (default build/gpu-check.jsonl).
 # usage: scripts/gpu-check.sh STAGE...
-#   build | test | sanitize | attention | pages | prefill | products | mlp | e2e ROW... | peers ROW... | report
+#   build | test | sanitize | races | attention | pages | prefill | products | mlp | e2e ROW... | peers ROW... | report
 #   ROW: model:batch:context[:density[:mean|codes][:neurons]], e.g. llama-2-7b:48:3968:0.5 (random heads, the others
 #   nothing), llama-2-7b:48:3968:0.25:codes (a quarter of each head's pages, scored by codes) or opt-6.7b:64:1920:0.5::0.623
 #   (of 62.3 % of the neurons, which routers choose)
@@ -31,6 +31,12 @@ stage_test() {
 }
 stage_sanitize() {
   timeout 580 compute-sanitizer --tool memcheck --error-exitcode 1 "$(find_binary polar_cuda_test)" | grep -E '=====|wrong'
+}
+# Without prefill, whose barriers racecheck does not understand (docs/kernels.md).
+stage_races() {
+  timeout 280 compute-sanitizer --tool racecheck --error-exitcode 1 --kernel-name-exclude kns=prefill \
+    "$(find_binary polar_attention_check)" --small | grep -E '=====|wrong'
+  timeout 280 compute-sanitizer --tool racecheck --error-exitcode 1 "$(find_binary polar_plan_check)" | grep -E '=====|wrong'
 }
 stage_attention() { timeout 590 python3 bench/attention.py "$(find_binary polar_attention_bench)" "${results%.jsonl}-attention.json" dense heads skew; }
 stage_pages() { timeout 590 python3 bench/attention.py "$(find_binary polar_attention_bench)" "${results%.jsonl}-pages.json" pages; }

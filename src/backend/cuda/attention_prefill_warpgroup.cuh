@@ -150,6 +150,9 @@ __device__ void compute(const PrefillParams& p, uint32_t shared, std::byte* memo
       wgmma_matrix(shared + S::kQuery + group * S::kMatrixBytes / 2, S::kGroupBytes);
   const uint64_t key_matrix = wgmma_matrix(shared + S::kKeys, S::kGroupBytes);
   const uint64_t value_matrix = wgmma_matrix(shared + S::kValues, S::kGroupBytes, kAtomBytes);
+  // One lane arrives for its warp: all lanes have then waited together for the products that follow
+  // what each of them read and wrote there. racecheck, which orders only lanes that arrive, reports
+  // the others' tasks and zeroed values against the copy that comes next.
   const auto release = [&](int barrier) {
     if (lane == 0) barrier_arrive(shared + barrier);
   };

@@ -1,6 +1,7 @@
 #include "backend/cuda/cuda_device.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <string>
 #include <thread>
@@ -296,6 +297,16 @@ Result<std::unique_ptr<Weight>> CudaDevice::prepare_four_bits(const WeightSource
                 pieces = four_bit_pieces(columns);
   std::vector<std::byte> host((rows + kFourBitRows - 1) / kFourBitRows * pieces * kFourBitPiece);
   POLAR_ASSIGN(Buffer data, allocate(host.size(), source.name.c_str()));
+  const auto scale_of = [&](int64_t i) {
+    uint16_t bits;
+    std::memcpy(&bits, part.as<std::byte>() + i * kStored, sizeof(bits));
+    return f16_to_f32(bits);
+  };
+  float most = 0.0f;
+  for (int64_t i = 0; i < rows * in_row; ++i) most = std::max(most, std::abs(scale_of(i)));
+  int exponent = 0;
+  std::frexp(most / kFourBitMost, &exponent);
+  const float unit = std::ldexp(1.0f, exponent);
   in_parallel(rows * in_row, [&](int64_t low, int64_t high) {
     for (int64_t i = low; i < high; ++i) {
       const int64_t row = i / in_row, block = i % in_row;
@@ -304,11 +315,9 @@ Result<std::unique_ptr<Weight>> CudaDevice::prepare_four_bits(const WeightSource
       std::byte* piece =
           host.data() + (row / kFourBitRows * pieces + block / kBlocks) * kFourBitPiece;
       const auto* stored = part.as<uint8_t>() + i * kStored;
-      uint16_t bits;
-      std::memcpy(&bits, stored, sizeof(bits));
-      bits = f32_to_bf16(f16_to_f32(bits));
-      std::memcpy(piece + kFourBitScales + (inside * kBlocks + of_piece) * sizeof(bits), &bits,
-                  sizeof(bits));
+      const uint16_t scale = f32_to_f16(scale_of(i) / unit);
+      std::memcpy(piece + kFourBitScales + (inside * kBlocks + of_piece) * sizeof(scale), &scale,
+                  sizeof(scale));
       const auto code = [&](int of) {
         return of < 16 ? stored[2 + of] & 15u : stored[2 + of - 16] >> 4u;
       };
@@ -321,8 +330,8 @@ Result<std::unique_ptr<Weight>> CudaDevice::prepare_four_bits(const WeightSource
     }
   });
   upload(data.data(), host.data(), host.size());
-  return std::unique_ptr<Weight>(
-      std::make_unique<CudaWeight>(rows, columns, std::move(data), CudaWeight::Form::kFourBits));
+  return std::unique_ptr<Weight>(std::make_unique<CudaWeight>(rows, columns, std::move(data),
+                                                              CudaWeight::Form::kFourBits, unit));
 }
 
 Result<std::unique_ptr<Weight>> CudaDevice::prepare(const WeightSource& source) {

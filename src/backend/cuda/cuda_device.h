@@ -19,15 +19,17 @@ class CudaOps;
 class CudaWeight : public Weight {
  public:
   enum class Form { kRows, kTurned, kFourBits };
-  CudaWeight(int64_t rows, int64_t columns, Buffer data, Form form)
-      : Weight(rows, columns, data.bytes()), data_(std::move(data)), form_(form) {}
+  CudaWeight(int64_t rows, int64_t columns, Buffer data, Form form, float unit = 1.0f)
+      : Weight(rows, columns, data.bytes()), data_(std::move(data)), form_(form), unit_(unit) {}
   const void* data() const { return data_.data(); }
   bool gathers() const { return form_ == Form::kTurned; }
   bool four_bits() const { return form_ == Form::kFourBits; }
+  float unit() const { return unit_; }  // of four bits' scales
 
  private:
   Buffer data_;
   Form form_;
+  float unit_;
 };
 
 inline const CudaWeight& cuda(const Weight& weight) {

@@ -326,9 +326,9 @@ void CudaOps::neurons(const NeuronArgs& args) {
                          : static_cast<float*>(neuron_logits_.at_least(
                                device_, static_cast<size_t>(rows) * ffn * sizeof(float)));
   if (wide.four_bits()) {
-    launch_four_bit(
-        {x, width, rows, wide.data(), ffn, static_cast<int>(width), args.bias, logits, scores},
-        device_.stream());
+    launch_four_bit({x, width, rows, wide.data(), ffn, static_cast<int>(width), wide.unit(),
+                     args.bias, logits, scores},
+                    device_.stream());
   } else {
     product(x, width, rows, wide, args.bias, false, logits, ffn, true);
   }

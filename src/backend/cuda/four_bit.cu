@@ -1,13 +1,16 @@
 // Products of few rows with a matrix of four bits a value: what routers read. Each value is its
 // block's scale times (code - 8), as in Q4_0; kernels.h says how they lie in memory.
 //
-// A block of threads owns 32 to 128 outputs, a warp 16 of them and half of their inputs. Codes,
-// scales and x go through a ring in shared memory, filled by asynchronous copies; those of the
-// matrix are requested before the kernel in front has ended. Codes become the tensor core's left
-// operand; inputs are dealt to its columns so that of each block of 32 a lane has eight neighbours,
-// which are one load of x.
+// The matrix's strips of 16 outputs are dealt to blocks of threads evenly, one block a
+// multiprocessor, so that all end together and x is read once by each. A warp has a strip, or two
+// warps halves of its inputs, and a ring of its own, filled before the kernel in front has ended.
+// Codes become halves in registers: the left operand of a warpgroup's products (m16n8k16 where
+// there are none). Its lanes have eight neighbours of each block of 32 inputs; all warps bring x
+// in, as halves in that order. No barrier stops them all: in step they would take turns in using
+// the integer pipe and the tensor cores.
 
 #include <cuda_bf16.h>
+#include <cuda_fp16.h>
 
 #include <algorithm>
 
@@ -18,209 +21,275 @@
 #include "backend/cuda/launch.cuh"
 #include "backend/cuda/mma.cuh"
 #include "backend/cuda/neuron_scores.cuh"
+#include "backend/cuda/wgmma.cuh"
 
 namespace polar::backend::cuda {
 namespace {
 
 using bf16 = __nv_bfloat16;
 constexpr int kBlock = 32;  // inputs that share a scale
+constexpr int kPieceBlocks = kFourBitInputs / kBlock;
+constexpr int kMostSharedBytes = 227 << 10;  // of sm_90
 
-/// kRows: of x, padded; kSpan: inputs of a stage of the ring; kSplit: warps that share a stage's
-/// inputs, since one warp's chain of loads and products hides nothing; kPerProcessor: blocks.
-template <int kRows_, int kStrips_, int kSplit_, int kSpan_, int kPerProcessor_>
+/// kRows: of x, padded; kSplit: warps that share a strip's inputs, a piece of each stage for each;
+/// kGroups: warpgroups.
+template <int kRows_, int kSplit_, int kGroups_>
 struct Shape {
-  static constexpr int kRows = kRows_, kStrips = kStrips_, kSplit = kSplit_, kSpan = kSpan_;
-  static constexpr int kPerProcessor = kPerProcessor_;
-  static constexpr int kThreads = kStrips * kSplit * 32, kOutputs = kStrips * 16;
-  static constexpr int kTiles = kRows / 8;
-  // Of a stage: 16 rows of the matrix, then others, then x; rows of x are an odd multiple of 64, so
-  // that what eight lanes read lies in all banks.
-  static constexpr int kStripBytes = kSpan / kFourBitInputs * kFourBitPiece;
-  static constexpr int kX = kStrips * kStripBytes, kXPitch = kSpan * 2 + 64;
-  static constexpr int kStageBytes = kX + kRows * kXPitch;
-  static constexpr int kStages = 2 * kTwoPerProcessorBytes / kPerProcessor / kStageBytes;
-  static constexpr int kSharedBytes = kStages * kStageBytes;
-  static_assert(kSpan % (kSplit * 4 * kBlock) == 0 && 2 * kFourBitInputs % kSpan == 0);
-  static_assert(kFourBitRows == 16 && kStages >= 2);
-  static_assert(kTiles * 4 * kThreads * 4 <= kSharedBytes);
+  static constexpr int kRows = kRows_, kSplit = kSplit_, kTiles = kRows / 8;
+  static constexpr int kThreads = kGroups_ * 128, kWarps = kThreads / 32;
+  static constexpr int kStrips = kWarps / kSplit;
+  // Stages of x: atoms [row / 8][input / 64] of 8 rows by 128 bytes, their units of 16 permuted by
+  // the row, which WGMMA reads. Then stages of the matrix: a piece for each warp.
+  static constexpr int kSpan = kSplit * kFourBitInputs, kRowGroupBytes = kSpan * 16;
+  static constexpr int kXStages = kRows <= 16 ? 4 : 3, kXBytes = kTiles * kRowGroupBytes;
+  static constexpr int kStageBytes = kWarps * kFourBitPiece;
+  static constexpr int kDepth =
+      std::min(5, (kMostSharedBytes - kXStages * (kXBytes + 16)) / kStageBytes);
+  static constexpr int kPieces = kXStages * kXBytes, kXFull = kPieces + kDepth * kStageBytes,
+                       kXEmpty = kXFull + kXStages * 8, kSharedBytes = kXEmpty + kXStages * 8;
+  // Of eight neighbours each, x's units in a stage; a loader has some of one block, part of it and
+  // row of eight.
+  static constexpr int kUnits = kRows * kSpan / 8, kLoaders = std::min(512, kUnits);
+  static constexpr int kMine = kUnits / kLoaders, kRowStep = kLoaders / (kSpan / 8);
+  static_assert(kSplit <= 2 && kDepth >= 3 && kFourBitRows == 16 && kRowStep % 8 == 0);
+  static_assert(kSplit == 1 || kTiles * 16 * kThreads <= kXFull);
 };
 
-/// Requests the matrix, stage after stage: a strip's warps copy what they will read. Strips behind
-/// the last are left as they are.
+/// Two bf16 as halves; those have no infinity here, which times zero is no number.
+__device__ __forceinline__ uint32_t halves_of(uint32_t two) {
+  const float2 v = unpack<bf16>(two);
+  uint32_t halves;
+  asm("cvt.rn.satfinite.f16x2.f32 %0, %1, %2;" : "=r"(halves) : "f"(v.y), "f"(v.x));
+  return halves;
+}
+
+/// Takes a thread's units of x from stage to stage: eight lanes of four have eight rows of a block.
 template <typename S>
-class MatrixLoader {
+class XLoader {
  public:
-  __device__ MatrixLoader(const FourBitLaunch& p, int64_t pieces, int first) {
-    const int warp = threadIdx.x / 32, strip = warp % S::kStrips;
-    unit_ = warp / S::kStrips * 32 + threadIdx.x % 32;
-    there_ = first + strip * kFourBitRows < p.n;
-    from_ = static_cast<const std::byte*>(p.matrix) + unit_ * 16 +
-            (first / kFourBitRows + strip) * pieces * kFourBitPiece;
-    to_ = strip * S::kStripBytes + unit_ * 16;
+  __device__ explicit XLoader(const FourBitLaunch& p)
+      : stride_(p.x_stride * S::kRowStep), rows_left_(p.rows), inputs_left_(p.k) {
+    constexpr int kBlocks = S::kSpan / kBlock;
+    const int part = threadIdx.x % 4, row = threadIdx.x / 32 / kBlocks * 8 + threadIdx.x / 4 % 8,
+              block = threadIdx.x / 32 % kBlocks, k = block * kBlock + part * 8;
+    from_ = static_cast<const bf16*>(p.x) + row * p.x_stride + k;
+    rows_left_ -= row;
+    inputs_left_ -= k;
+    to_ = row / 8 * S::kRowGroupBytes + block / 2 * 1024 + row % 8 * 128 +
+          ((block % 2 * 4) ^ row % 8) * 16 + part * 4;
   }
 
-  __device__ __forceinline__ void load(uint32_t stage) {
-    if (!there_) return;
-    constexpr int kUnits = S::kStripBytes / 16, kPass = S::kSplit * 32;
+  __device__ void load() {
 #pragma unroll
-    for (int i = 0; i < (kUnits + kPass - 1) / kPass; ++i) {
-      if (kUnits % kPass != 0 && unit_ + i * kPass >= kUnits) break;
-      copy16(stage + to_ + i * kPass * 16, from_ + i * kPass * 16, 16);
+    for (int i = 0; i < S::kMine; ++i) {
+      units_[i] = make_uint4(0, 0, 0, 0);
+      if (inputs_left_ > 0 && i * S::kRowStep < rows_left_)
+        units_[i] = *reinterpret_cast<const uint4*>(from_ + i * stride_);
     }
-    from_ += S::kStripBytes;
+    from_ += S::kSpan;
+    inputs_left_ -= S::kSpan;
+  }
+
+  /// Pairs of neighbours stand where the lanes that have their codes expect them.
+  __device__ void store(uint32_t x) const {
+#pragma unroll
+    for (int i = 0; i < S::kMine; ++i) {
+#pragma unroll
+      for (int pair = 0; pair < 4; ++pair)
+        store_shared4((x + to_ + i * (S::kRowStep / 8 * S::kRowGroupBytes)) ^ (pair * 16),
+                      halves_of((&units_[i].x)[pair]));
+    }
+#ifdef POLAR_WGMMA
+    wgmma_sees_copies();
+#endif
   }
 
  private:
-  const std::byte* from_;
+  const bf16* from_;
+  int64_t stride_;
+  int rows_left_, inputs_left_;
   uint32_t to_;
-  int unit_;
-  bool there_;
+  uint4 units_[S::kMine];
 };
 
-template <typename S>
-__device__ __forceinline__ void load_x(const FourBitLaunch& p, int stage_of_row, uint32_t to) {
-  constexpr int kUnits = S::kSpan / 8;
-#pragma unroll
-  for (int i = 0; i < (S::kRows * kUnits + S::kThreads - 1) / S::kThreads; ++i) {
-    const int at = threadIdx.x + i * S::kThreads, row = at / kUnits, unit = at % kUnits;
-    if (at >= S::kRows * kUnits) break;
-    const int k = stage_of_row * S::kSpan + unit * 8;
-    const int bytes = row < p.rows && k < p.k ? 16 : 0;
-    copy16(to + S::kX + row * S::kXPitch + unit * 16,
-           static_cast<const bf16*>(p.x) + (bytes > 0 ? row * p.x_stride + k : 0), bytes);
-  }
-}
+/// What makes values of a row's codes, for two blocks: see values_of.
+struct Scales {
+  __half2 low, next, offset;
+  __device__ explicit Scales(uint32_t two)
+      : low(reinterpret_cast<const __half2&>(two)),
+        next(__hmul2(low, __float2half2_rn(1.0f / 16))),
+        offset(__hmul2(low, __float2half2_rn(-8.0f * kFourBitUnit))) {}
+};
 
-/// Two codes plus 128, from the low nibbles of each half of `bits`: a code in the low bits of 128.0
-/// is 128 + code.
-__device__ __forceinline__ uint32_t biased(uint32_t bits) {
-  return (bits & 0x000f000fu) | 0x43004300u;
-}
-__device__ __forceinline__ uint32_t values_of(uint32_t bits, uint32_t scale) {
-  const uint32_t v = biased(bits);
-  const __nv_bfloat162 codes =
-      __hsub2(*reinterpret_cast<const __nv_bfloat162*>(&v), __float2bfloat162_rn(136.0f));
-  const __nv_bfloat162 out = __hmul2(codes, *reinterpret_cast<const __nv_bfloat162*>(&scale));
+/// Two values, times kFourBitUnit, from the nibbles that begin at bit 0 or 4 of each half of
+/// `bits`, by the scale of block `of` of two: a code in the low bits of a half is code *
+/// kFourBitUnit.
+__device__ __forceinline__ uint32_t values_of(uint32_t bits, bool next, const Scales& scales,
+                                              int of) {
+  const auto twice = [of](__half2 two) { return of == 0 ? __low2half2(two) : __high2half2(two); };
+  const uint32_t codes = bits & (next ? 0x00f000f0u : 0x000f000fu);
+  const __half2 out = __hfma2(reinterpret_cast<const __half2&>(codes),
+                              twice(next ? scales.next : scales.low), twice(scales.offset));
   return *reinterpret_cast<const uint32_t*>(&out);
 }
 
-/// Adds a warp's part of a stage to the sums of its 16 outputs.
+/// Adds the products of 16 inputs, step `step` of those at `x`.
 template <typename S>
-__device__ __forceinline__ void multiply(uint32_t stage, float (&sums)[S::kTiles][4]) {
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = lane / 4, quarter = lane % 4;
-  constexpr int kFours = S::kSpan / kBlock / 4 / S::kSplit;
-  const uint32_t strip = stage + warp % S::kStrips * S::kStripBytes;
-  const uint32_t x_row = stage + S::kX + group * S::kXPitch + quarter * 16;
+__device__ __forceinline__ void multiply_step(float (&sums)[S::kTiles][4], const uint32_t (&a)[4],
+                                              uint32_t x, int step) {
+#ifdef POLAR_WGMMA
+  wgmma_halves(sums, a,
+               wgmma_advance(wgmma_matrix(x, S::kRowGroupBytes), step / 4 * 1024 + step % 4 * 32));
+#else
+  const int group = threadIdx.x % 32 / 4, quarter = threadIdx.x % 4;
+  const uint32_t row = x + step / 4 * 1024 + group * 128 + quarter * 4;
 #pragma unroll
-  for (int i = 0; i < kFours; ++i) {
-    const int four = warp / S::kStrips * kFours + i;
-    const uint32_t piece = strip + four / 2 * kFourBitPiece,
-                   codes = piece + four % 2 * 1024 + lane * 16,
-                   scales = piece + kFourBitScales + group * 16 + four % 2 * 8;
-    const uint4 upper = load_shared16(codes), lower = load_shared16(codes + 512);
-    const uint2 upper_scales = load_shared8(scales), lower_scales = load_shared8(scales + 128);
+  for (int t = 0; t < S::kTiles; ++t) {
+    const auto word = [&](int unit) {
+      return load_shared4(row + t * S::kRowGroupBytes + (unit ^ group) * 16);
+    };
+    mma<__half>(sums[t], a, word(step % 4 * 2), word(step % 4 * 2 + 1));
+  }
+#endif
+}
+
+/// Adds a warp's piece to the sums of its 16 outputs.
+template <typename S>
+__device__ __forceinline__ void multiply(uint32_t piece, uint32_t x, float (&sums)[S::kTiles][4]) {
+  const int lane = threadIdx.x % 32, group = lane / 4;
+  const uint32_t codes = piece + lane * 16, scales = piece + kFourBitScales + group * 16;
+  uint32_t values[4][4];  // of two blocks, as four products take them
 #pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      const uint32_t high = (&upper.x)[j], low = (&lower.x)[j];
-      const uint32_t high_scales = j < 2 ? upper_scales.x : upper_scales.y,
-                     low_scales = j < 2 ? lower_scales.x : lower_scales.y;
-      uint4 in[S::kTiles];
+  for (int four = 0; four < kPieceBlocks / 4; ++four) {
+    const uint4 upper = load_shared16(codes + four * 1024),
+                lower = load_shared16(codes + four * 1024 + 512);
+    const uint2 upper_scales = load_shared8(scales + four * 8),
+                lower_scales = load_shared8(scales + four * 8 + 128);
 #pragma unroll
-      for (int t = 0; t < S::kTiles; ++t)
-        in[t] = load_shared16(x_row + t * 8 * S::kXPitch + (four * 4 + j) * 64);
-      if constexpr (S::kTiles == 1) {
-        // The scale once per sum, not per value; what 136 too much adds is taken off first.
-        const uint32_t minus_136[4] = {0xc308c308u, 0xc308c308u, 0xc308c308u, 0xc308c308u};
-        const uint32_t a[4] = {biased(high), biased(low), biased(high >> 4), biased(low >> 4)};
-        const uint32_t b[4] = {biased(high >> 8), biased(low >> 8), biased(high >> 12),
-                               biased(low >> 12)};
-        float sum[4] = {};
-        mma<bf16>(sum, minus_136, in[0].x, in[0].y);
-        mma<bf16>(sum, minus_136, in[0].z, in[0].w);
-        mma<bf16>(sum, a, in[0].x, in[0].y);
-        mma<bf16>(sum, b, in[0].z, in[0].w);
-        const auto scale = [&](uint32_t two) {
-          return __uint_as_float(j % 2 == 0 ? two << 16 : two & 0xffff0000u);
-        };
+    for (int pair = 0; pair < 2; ++pair) {
+      const Scales of_high(pair == 0 ? upper_scales.x : upper_scales.y),
+          of_low(pair == 0 ? lower_scales.x : lower_scales.y);
 #pragma unroll
-        for (int v = 0; v < 4; ++v) sums[0][v] += sum[v] * scale(v < 2 ? high_scales : low_scales);
-      } else {
-        const auto twice = [&](uint32_t two) {
-          return __byte_perm(two, 0, j % 2 == 0 ? 0x1010 : 0x3232);
-        };
-        const uint32_t high_scale = twice(high_scales), low_scale = twice(low_scales);
-#pragma unroll
-        for (int step = 0; step < 2; ++step) {
-          const int shift = step * 8;
-          const uint32_t a[4] = {
-              values_of(high >> shift, high_scale), values_of(low >> shift, low_scale),
-              values_of(high >> (shift + 4), high_scale), values_of(low >> (shift + 4), low_scale)};
-#pragma unroll
-          for (int t = 0; t < S::kTiles; ++t)
-            mma<bf16>(sums[t], a, step == 0 ? in[t].x : in[t].z, step == 0 ? in[t].y : in[t].w);
-        }
+      for (int step = 0; step < 4; ++step) {
+        const int block = step / 2, shift = step % 2 * 8;
+        const uint32_t high = (&upper.x)[pair * 2 + block] >> shift,
+                       low = (&lower.x)[pair * 2 + block] >> shift;
+        values[step][0] = values_of(high, false, of_high, block);
+        values[step][1] = values_of(low, false, of_low, block);
+        values[step][2] = values_of(high, true, of_high, block);
+        values[step][3] = values_of(low, true, of_low, block);
       }
+#ifdef POLAR_WGMMA
+      wgmma_begin();
+#endif
+#pragma unroll
+      for (int step = 0; step < 4; ++step)
+        multiply_step<S>(sums, values[step], x, four * 8 + pair * 4 + step);
+#ifdef POLAR_WGMMA
+      wgmma_commit();
+      wgmma_wait<0>();
+#endif
     }
   }
 }
 
 template <typename S>
-__global__ void __launch_bounds__(S::kThreads, S::kPerProcessor)
-    four_bit_kernel(const __grid_constant__ FourBitLaunch p, int64_t pieces) {
-  extern __shared__ __align__(128) std::byte ring[];
-  const uint32_t base = shared_address(ring);
-  const int first = blockIdx.x * S::kOutputs, stages = (p.k + S::kSpan - 1) / S::kSpan;
-  constexpr int kAhead = S::kStages - 1;
-  const int lane = threadIdx.x % 32, quarter = lane % 4;
-  const auto output_of = [&](int half) {  // of those warps that store
-    return first + static_cast<int>(threadIdx.x) / 32 * 16 + half * 8 + lane / 4;
+__global__ void __launch_bounds__(S::kThreads, 1)
+    four_bit_kernel(const __grid_constant__ FourBitLaunch p, int strips, int pieces) {
+  extern __shared__ __align__(1024) std::byte ring[];
+  const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0), lane = threadIdx.x % 32,
+            quarter = lane % 4;
+  const int first = strips * blockIdx.x / gridDim.x,
+            count = strips * (blockIdx.x + 1) / gridDim.x - first;
+  const int strip = warp % S::kStrips, part = S::kSplit == 1 ? 0 : warp / S::kStrips;
+  const bool there = strip < count, group_there = strip / 4 * 4 < count;
+  const int stages = pieces / S::kSplit;
+  const auto output_of = [&](int half) { return (first + strip) * 16 + half * 8 + lane / 4; };
+  const uint32_t shared = shared_address(ring);
+  const auto x_full = [&](int stage) { return shared + S::kXFull + stage % S::kXStages * 8; };
+  const auto x_empty = [&](int stage) { return shared + S::kXEmpty + stage % S::kXStages * 8; };
+  const auto parity = [&](int stage) { return stage / S::kXStages & 1; };
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < S::kXStages; ++i) {
+      barrier_init(x_full(i), S::kLoaders);
+      barrier_init(x_empty(i), S::kWarps);
+    }
+  }
+  __syncthreads();
+  let_next_begin();
+  const uint32_t mine = S::kPieces + warp * kFourBitPiece + shared;
+  const std::byte* from =
+      static_cast<const std::byte*>(p.matrix) + lane * 16 +
+      (static_cast<int64_t>(there ? first + strip : 0) * pieces + part) * kFourBitPiece;
+  const auto bring = [&](int stage, uint32_t to) {
+    if (there && stage < stages) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) copy16(to + lane * 16 + i * 512, from + i * 512, 16);
+      if (lane < 16) copy16(to + lane * 16 + 2048, from + 2048, 16);
+      from += S::kSplit * kFourBitPiece;
+    }
+    commit_copies();
   };
+  static_assert(kFourBitPiece == 4 * 512 + 256);
+#pragma unroll
+  for (int i = 0; i < S::kDepth; ++i) bring(i, mine + i * S::kStageBytes);
   float bias[2] = {};
 #pragma unroll
   for (int half = 0; half < 2; ++half)
     if (p.bias != nullptr) bias[half] = p.bias[min(output_of(half), p.n - 1)];
-  let_next_begin();
-  MatrixLoader<S> matrix(p, pieces, first);
-#pragma unroll 1
-  for (int i = 0; i < kAhead && i < stages; ++i) matrix.load(base + i * S::kStageBytes);
   wait_for_previous();
-#pragma unroll 1
-  for (int i = 0; i < kAhead; ++i) {
-    if (i < stages) load_x<S>(p, i, base + i * S::kStageBytes);
-    commit_copies();
-  }
+  // x is loaded a stage before it is stored, and stored two stages before it is used.
+  XLoader<S> loader(p);
+  constexpr int kXAhead = 2;
+  const auto store_x = [&](int stage) {
+    if (stage >= stages || threadIdx.x >= S::kLoaders) return;
+    barrier_wait(x_empty(stage), parity(stage) ^ 1);
+    loader.store(shared + stage % S::kXStages * S::kXBytes);
+    barrier_arrive(x_full(stage));
+    loader.load();
+  };
+  loader.load();
+#pragma unroll
+  for (int i = 0; i < kXAhead; ++i) store_x(i);
+
   float sums[S::kTiles][4] = {};
-  int stage = 0, refill = kAhead;
+  int slot = 0;
 #pragma unroll 1
   for (int at = 0; at < stages; ++at) {
-    wait_copies<kAhead - 1>();
-    __syncthreads();  // this stage is there for all; the one before is free
-    if (at + kAhead < stages) {
-      matrix.load(base + refill * S::kStageBytes);
-      load_x<S>(p, at + kAhead, base + refill * S::kStageBytes);
+    wait_copies<S::kDepth - 1>();
+    __syncwarp();
+    if (group_there) {
+      barrier_wait(x_full(at), parity(at));
+      const uint32_t of_part = shared + at % S::kXStages * S::kXBytes + part * kFourBitInputs * 16;
+      // Of one lane, so that the compiler knows that operands are the same for all of a warp.
+      multiply<S>(mine + slot * S::kStageBytes, __shfl_sync(~0u, of_part, 0), sums);
     }
-    commit_copies();
-    multiply<S>(base + stage * S::kStageBytes, sums);
-    stage = stage + 1 == S::kStages ? 0 : stage + 1;
-    refill = refill + 1 == S::kStages ? 0 : refill + 1;
+    __syncwarp();
+    if (lane == 0) barrier_arrive(x_empty(at));
+    bring(at + S::kDepth, mine + slot * S::kStageBytes);
+    store_x(at + kXAhead);
+    if (++slot == S::kDepth) slot = 0;
   }
+#ifdef POLAR_WGMMA
+  wgmma_pin(sums);
+#endif
 
   if constexpr (S::kSplit > 1) {
-    // The warps that shared a strip's inputs add up in order.
+    // Of two warps that shared a strip's inputs the first adds up.
     wait_copies<0>();
     __syncthreads();  // the ring is free
+    constexpr int kStride = S::kThreads;
     auto* left = reinterpret_cast<float*>(ring) + threadIdx.x;
 #pragma unroll
-    for (int i = 0; i < S::kTiles * 4; ++i) left[i * S::kThreads] = sums[i / 4][i % 4];
+    for (int i = 0; i < S::kTiles * 4; ++i)
+      if (part == 1) left[i * kStride] = sums[i / 4][i % 4];
     __syncthreads();
-    if (threadIdx.x >= S::kStrips * 32) return;
 #pragma unroll
-    for (int i = 0; i < S::kTiles * 4; ++i) {
-#pragma unroll
-      for (int other = 1; other < S::kSplit; ++other)
-        sums[i / 4][i % 4] += left[i * S::kThreads + other * S::kStrips * 32];
-    }
+    for (int i = 0; i < S::kTiles * 4; ++i)
+      if (part == 0) sums[i / 4][i % 4] += left[i * kStride + S::kStrips * 32];
   }
+  if (part > 0 || !there) return;
+  const float unit = p.unit / kFourBitUnit;
   float score[2] = {};
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
@@ -229,7 +298,7 @@ __global__ void __launch_bounds__(S::kThreads, S::kPerProcessor)
     for (int i = 0; i < S::kTiles * 2; ++i) {
       const int row = i / 2 * 8 + quarter * 2 + i % 2;
       if (row >= p.rows || n >= p.n) continue;
-      const float v = sums[i / 2][half * 2 + i % 2] + bias[half];
+      const float v = sums[i / 2][half * 2 + i % 2] * unit + bias[half];
       if (p.y != nullptr) {
         p.y[static_cast<int64_t>(row) * p.n + n] = v;
       } else {
@@ -248,15 +317,38 @@ __global__ void __launch_bounds__(S::kThreads, S::kPerProcessor)
 }
 
 template <typename S>
-void launch(const FourBitLaunch& p, cudaStream_t stream) {
+void launch(const FourBitLaunch& p, int strips, int blocks, cudaStream_t stream) {
   static const bool once = [] {
     POLAR_CUDA(cudaFuncSetAttribute(four_bit_kernel<S>, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                     S::kSharedBytes));
     return true;
   }();
   (void)once;
-  POLAR_CUDA(launch_early(four_bit_kernel<S>, dim3((p.n + S::kOutputs - 1) / S::kOutputs),
-                          S::kThreads, S::kSharedBytes, stream, p, four_bit_pieces(p.k)));
+  POLAR_CUDA(launch_early(four_bit_kernel<S>, dim3(blocks), S::kThreads, S::kSharedBytes, stream, p,
+                          strips, static_cast<int>(four_bit_pieces(p.k))));
+}
+
+int processors() {
+  static const int count = [] {
+    int device = 0, value = 0;
+    POLAR_CUDA(cudaGetDevice(&device));
+    POLAR_CUDA(cudaDeviceGetAttribute(&value, cudaDevAttrMultiProcessorCount, device));
+    return value;
+  }();
+  return count;
+}
+
+/// Strips of a block decide how many warps it has, and whether two share a strip's inputs.
+template <int kRows>
+void launch_rows(const FourBitLaunch& p, cudaStream_t stream) {
+  const int strips = (p.n + kFourBitRows - 1) / kFourBitRows, at_once = processors();
+  const int blocks = std::min(strips, at_once), most = (strips + blocks - 1) / blocks;
+  if constexpr (kRows < 64) {
+    if (most <= 8) return launch<Shape<kRows, 2, 4>>(p, strips, blocks, stream);
+    if (most > 16 && most <= 20) return launch<Shape<kRows, 1, 5>>(p, strips, blocks, stream);
+  }
+  const int rounds = (most + 15) / 16;
+  launch<Shape<kRows, 1, 4>>(p, strips, blocks * rounds, stream);
 }
 
 }  // namespace
@@ -269,17 +361,16 @@ void launch_four_bit(const FourBitLaunch& p, cudaStream_t stream) {
     some.x = static_cast<const bf16*>(p.x) + row * p.x_stride;
     if (p.y != nullptr) some.y = p.y + static_cast<int64_t>(row) * p.n;
     some.rows = std::min(p.rows - row, kMostSkinnyRows);
-    // Many rows: larger blocks, since each reads all of x.
     if (some.rows == 1) {
       launch_four_bit_row(some, stream);
     } else if (some.rows <= 8) {
-      launch<Shape<8, 2, 2, 512, 4>>(some, stream);
+      launch_rows<8>(some, stream);
     } else if (some.rows <= 16) {
-      launch<Shape<16, 4, 2, 512, 2>>(some, stream);
+      launch_rows<16>(some, stream);
     } else if (some.rows <= 32) {
-      launch<Shape<32, 4, 2, 256, 2>>(some, stream);
+      launch_rows<32>(some, stream);
     } else {
-      launch<Shape<64, 8, 2, 256, 1>>(some, stream);
+      launch_rows<64>(some, stream);
     }
   }
 }

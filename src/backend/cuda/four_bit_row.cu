@@ -7,6 +7,7 @@
 // of the matrix, requested before the kernel in front has ended.
 
 #include <cuda_bf16.h>
+#include <cuda_fp16.h>
 
 #include "backend/cuda/async_copy.cuh"
 #include "backend/cuda/cuda_check.h"
@@ -115,7 +116,8 @@ __device__ __forceinline__ void multiply(uint32_t piece, uint32_t digits, uint32
       for (int half = 0; half < 2; ++half) {
         const uint2 two = half == 0 ? upper_scales : lower_scales;
         const uint32_t bits = j < 2 ? two.x : two.y;
-        const float scale = __uint_as_float(j % 2 == 0 ? bits << 16 : bits & 0xffff0000u);
+        const auto& scales_of = reinterpret_cast<const __half2&>(bits);
+        const float scale = j % 2 == 0 ? __low2float(scales_of) : __high2float(scales_of);
         const auto sum = static_cast<float>(c[2 * half] * 256 + c[2 * half + 1]);
         sums[half] += scale * fmaf(__uint_as_float(block.x), sum, __uint_as_float(block.y));
       }
@@ -177,7 +179,8 @@ __global__ void __launch_bounds__(kThreads, kPerProcessor)
   if (warp >= kStrips && lane % 4 < 2) others[strip * kFourBitRows + inside] = half;
   __syncthreads();
   if (warp >= kStrips) return;
-  const float sum = n >= 0 ? half + others[strip * kFourBitRows + inside] + bias : 0.0f;
+  const float both = half + others[strip * kFourBitRows + inside],
+              sum = n >= 0 ? both * p.unit + bias : 0.0f;
   if (p.y == nullptr) {
     keep_key(p.scores, n, score_part(p.scores, 1, sum));
   } else if (n >= 0) {

@@ -130,12 +130,16 @@ void launch_gather_down(const GatherDownLaunch& args, const ProductCut& cut, cud
 // Neurons (four_bit.cu, choose_neurons.cu).
 
 // A matrix of four bits a value lies in memory as its product reads it, without gaps: a piece is 16
-// rows by 256 inputs, first the codes as the tensor core's lanes take them, then the scales, bf16,
-// of each block of 32 inputs. Pieces of the same rows follow each other; zeros pad rows to whole
-// pieces and inputs to pairs of them.
+// rows by 256 inputs, first the codes as the tensor core's lanes take them, then the scales,
+// halves, of each block of 32 inputs. Pieces of the same rows follow each other; zeros pad rows to
+// whole pieces and inputs to pairs of them. Scales are multiplied by a power of two that makes the
+// largest one of the matrix lie in [kFourBitMost / 2, kFourBitMost]: so that halves hold them times
+// a code that stands in the low bits of a half.
 inline constexpr int kFourBitRows = 16, kFourBitInputs = 256;
 inline constexpr int kFourBitScales = kFourBitRows * kFourBitInputs / 2;  // where they begin, bytes
 inline constexpr int kFourBitPiece = kFourBitScales + kFourBitRows * kFourBitInputs / 32 * 2;
+inline constexpr float kFourBitMost = 1 << 14;
+inline constexpr float kFourBitUnit = 1.0f / (1 << 24);  // of a half's lowest bit
 constexpr int64_t four_bit_pieces(int64_t inputs) {
   return (inputs + 2 * kFourBitInputs - 1) / (2 * kFourBitInputs) * 2;
 }
@@ -164,11 +168,12 @@ struct FourBitLaunch {
   const void* matrix = nullptr;  // [n / 16][four_bit_pieces(k)][kFourBitPiece]
   int n = 0;                     // outputs
   int k = 0;                     // % 32 == 0
+  float unit = 1.0f;             // of the scales
   const float* bias = nullptr;   // [n] or null
   float* y = nullptr;            // [rows][n], or null: the outputs are logits of neurons,
   NeuronScores scores;           // which are ranked; at most kMostSkinnyRows rows then
 };
-/// y = x W^T + bias, W = scale (code - 8); one node for each 64 rows.
+/// y = x W^T + bias, W = unit scale (code - 8); one node for each 64 rows.
 void launch_four_bit(const FourBitLaunch& args, cudaStream_t stream);
 
 /// Ranks the neurons of logits [rows][ffn]; one node.

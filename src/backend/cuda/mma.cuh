@@ -101,8 +101,8 @@ __device__ __forceinline__ float exp2_fast(float x) {
   return y;
 }
 
-// Barriers in shared memory that count the bytes of asynchronous copies (sm_90; kernels that use
-// them are not launched on older GPUs).
+// Barriers in shared memory. That they count the bytes of asynchronous copies is sm_90's; kernels
+// that use that are not launched on older GPUs.
 
 #if __CUDA_ARCH__ >= 900
 #define POLAR_SM90(...) asm volatile(__VA_ARGS__)
@@ -111,7 +111,7 @@ __device__ __forceinline__ float exp2_fast(float x) {
 #endif
 
 __device__ __forceinline__ void barrier_init(uint32_t barrier, int count) {
-  POLAR_SM90("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(count) : "memory");
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(count) : "memory");
 }
 /// Copies that are issued after this see what barrier_init wrote.
 __device__ __forceinline__ void barriers_are_set() {
@@ -122,15 +122,22 @@ __device__ __forceinline__ void barrier_expect(uint32_t barrier, int bytes) {
              : "memory");
 }
 __device__ __forceinline__ void barrier_arrive(uint32_t barrier) {
-  POLAR_SM90("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 __device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity) {
-  POLAR_SM90(
+#if __CUDA_ARCH__ >= 900
+#define POLAR_TRY "try"
+#else
+#define POLAR_TRY "test"
+#endif
+  asm volatile(
       "{\n.reg .pred done;\n"
-      "again: mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+      "again: mbarrier." POLAR_TRY
+      "_wait.parity.shared::cta.b64 done, [%0], %1;\n"
       "@!done bra again;\n}" ::"r"(barrier),
       "r"(parity)
       : "memory");
+#undef POLAR_TRY
 }
 
 /// Copies `bytes` (a multiple of 16) of global memory, and counts them at `barrier`.

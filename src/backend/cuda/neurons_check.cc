@@ -3,8 +3,10 @@
 
 #include <cuda_runtime_api.h>
 
+#include <cmath>
 #include <set>
 
+#include "backend/cuda/cuda_device.h"
 #include "backend/cuda/kernels.h"
 #include "backend/cuda/verbs_fixture.h"
 #include "backend/neuron_choice.h"
@@ -127,6 +129,60 @@ void check_verb(Device& device, int rows, int hidden, int ffn, int rank, int cou
                               rank > 0 || four_bits ? 0.02f * rows : 1e-3f * rows));
 }
 
+/// The product of some numbers of rows with a matrix of four bits, directly: verbs mostly rank what
+/// it gives.
+void check_four_bits(Device& device, const std::vector<int>& numbers, int n, int k) {
+  std::mt19937 random(n + k);
+  const int64_t x_stride = k + 8;
+  const auto x = random_values(numbers.back() * x_stride, random());
+  auto w = random_values(static_cast<size_t>(n) * k, random(), 0.1f);
+  const auto bias = random_values(n, random());
+  std::vector<std::byte> blocks(dtype_bytes(DType::kQ4_0, w.size()));
+  quantize_q4_0(w.data(), blocks.data(), w.size());
+  dequantize_row(DType::kQ4_0, blocks.data(), w.data(), w.size());
+  const Tensor view{blocks.data(), DType::kQ4_0, {n, k, 1, 1}, 2};
+  const auto made = device.prepare({"check", {view}, false, true});
+  POLAR_CHECK(made.ok());
+  const cuda::CudaWeight& weight = cuda::cuda(**made);
+  const Buffer dx = activations(device, x), db = to_device(device, bias);
+  for (const int rows : numbers) {
+    const Buffer dy = poisoned(device, static_cast<size_t>(rows) * n, 4);
+    cuda::FourBitLaunch launch;
+    launch.x = dx.data();
+    launch.x_stride = x_stride;
+    launch.rows = rows;
+    launch.matrix = weight.data();
+    launch.n = n;
+    launch.k = k;
+    launch.unit = weight.unit();
+    launch.bias = db.as<float>();
+    launch.y = dy.as<float>();
+    device.synchronize();
+    std::vector<float> got(static_cast<size_t>(rows) * n), again(got.size());
+    for (std::vector<float>* to : {&got, &again}) {
+      cuda::launch_four_bit(launch, nullptr);
+      POLAR_CHECK(cudaDeviceSynchronize() == cudaSuccess);
+      device.download(to->data(), dy.data(), to->size() * sizeof(float));
+    }
+    double off = 0.0, all = 0.0;
+    const int step = n > 4096 ? 7 : 1;
+    for (int r = 0; r < rows; ++r) {
+      for (int i = 0; i < n; i += step) {
+        double sum = bias[i];
+        for (int j = 0; j < k; ++j)
+          sum += static_cast<double>(x[r * x_stride + j]) * w[static_cast<size_t>(i) * k + j];
+        const double d = got[static_cast<size_t>(r) * n + i] - sum;
+        off += d * d;
+        all += sum * sum;
+      }
+    }
+    char name[80];
+    std::snprintf(name, sizeof(name), "four bits, %d rows, %d x %d: error %.1e", rows, n, k,
+                  std::sqrt(off / all));
+    expect(name, std::sqrt(off / all) < 5e-4 && got == again);
+  }
+}
+
 }  // namespace
 
 void check_neurons(Device& device) {
@@ -145,6 +201,10 @@ void check_neurons(Device& device) {
     check_verb(device, rows, 1120, 512, 0, 30, true);
     check_verb(device, rows, 264, 1000, 96, 300, true);
   }
+  for (const auto& [n, k] : {std::pair{17, 32}, {700, 1120}, {64, 3072}})
+    check_four_bits(device, {1, 2, 7, 8, 9, 16, 17, 32, 33, 64, 70}, n, k);
+  // One or two warps for each strip of outputs, five warpgroups, two rounds.
+  for (const int n : {16384, 28672, 36864, 50000}) check_four_bits(device, {3, 16, 27, 64}, n, 288);
 }
 
 }  // namespace polar::backend::check

@@ -102,6 +102,39 @@ __device__ __forceinline__ void wgmma(float (&d)[8][4], uint64_t a, uint64_t b) 
         POLAR_D(7)
       : "l"(a), "l"(b), "n"(kTransposed));
 }
+/// The same of halves: a in registers, spread as in m16n8k16, b by columns.
+#define POLAR_HALVES(n, names, a0, a1, a2, a3, b_)                                           \
+  "{.reg .pred p; setp.eq.u32 p, 0, 0;\n"                                                    \
+  "wgmma.mma_async.sync.aligned.m64n" n "k16.f32.f16.f16 {" names "}, {%" a0 ",%" a1 ",%" a2 \
+  ",%" a3 "}, %" b_ ", p, 1, 1, 0;}"
+#define POLAR_A "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3])
+__device__ __forceinline__ void wgmma_halves(float (&d)[1][4], const uint32_t (&a)[4], uint64_t b) {
+  asm volatile(POLAR_HALVES("8", "%0,%1,%2,%3", "4", "5", "6", "7", "8")
+               : POLAR_D(0)
+               : POLAR_A, "l"(b));
+}
+__device__ __forceinline__ void wgmma_halves(float (&d)[2][4], const uint32_t (&a)[4], uint64_t b) {
+  asm volatile(POLAR_HALVES("16", "%0,%1,%2,%3,%4,%5,%6,%7", "8", "9", "10", "11", "12")
+               : POLAR_D(0), POLAR_D(1)
+               : POLAR_A, "l"(b));
+}
+__device__ __forceinline__ void wgmma_halves(float (&d)[4][4], const uint32_t (&a)[4], uint64_t b) {
+  asm volatile(POLAR_HALVES("32", "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15", "16",
+                            "17", "18", "19", "20")
+               : POLAR_D(0), POLAR_D(1), POLAR_D(2), POLAR_D(3)
+               : POLAR_A, "l"(b));
+}
+__device__ __forceinline__ void wgmma_halves(float (&d)[8][4], const uint32_t (&a)[4], uint64_t b) {
+  asm volatile(POLAR_HALVES("64",
+                            "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,"
+                            "%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31",
+                            "32", "33", "34", "35", "36")
+               : POLAR_D(0), POLAR_D(1), POLAR_D(2), POLAR_D(3), POLAR_D(4), POLAR_D(5), POLAR_D(6),
+                 POLAR_D(7)
+               : POLAR_A, "l"(b));
+}
+#undef POLAR_A
+#undef POLAR_HALVES
 #define POLAR_D8 \
   POLAR_D(0), POLAR_D(1), POLAR_D(2), POLAR_D(3), POLAR_D(4), POLAR_D(5), POLAR_D(6), POLAR_D(7)
 #define POLAR_D16                                                                       \
