@@ -33,7 +33,7 @@ constexpr const char* kQuestions[kPrompts] = {"Who is speaking in this passage, 
 struct DemoFlags {
   ModelFlags model;
   std::string text = "examples/alice.txt";
-  int passage = 1500;
+  int passage = 3000;
   int max_tokens = 96;
   int recent = 4;
   int eval_windows = 2;
@@ -154,7 +154,7 @@ Result<study::Evaluation> measure(const engine::LoadedModel& model,
                                   const sparsity::Profile& profile, int point,
                                   const std::string& text, const DemoFlags& flags) {
   POLAR_ASSIGN(auto planner, study::point_planner(*model.device, profile, point));
-  const int context = std::min(2048, model.file->config().max_positions);
+  const int context = std::min(4096, model.file->config().max_positions);
   const auto encode = [&](const std::string& document) {
     return model.tokenizer.encode(document, true);
   };
