@@ -2,10 +2,11 @@
 // matmul_inl.h.
 //
 // Weights stay the small integers that they are, and inputs become integers too: digits under one
-// scale for each 32 of them, 23 bits of the largest, as exact as f32. A product of bytes
-// does four to eight times the work of a multiply-add. kLanes rows of weights are a group: their
-// blocks are turned so that a lane holds four neighbouring weights of one row, and sums need no
-// reduction across lanes. A result depends on its row of x and its row of weights alone.
+// scale for each 32 of them, 23 bits of the largest, as exact as f32 (two digits leave SmolLM2's
+// logits 4e-4 of the largest off). A product of bytes does four to eight times the work of a
+// multiply-add. kLanes rows of weights are a group: their blocks are turned so that a lane holds
+// four neighbouring weights of one row, and sums need no reduction across lanes. A result depends
+// on its row of x and its row of weights alone.
 
 /// Rows of weights that follow each other.
 struct RowsInARow {
