@@ -179,8 +179,8 @@ class Calibrator {
            std::find(policies.begin(), policies.end(), shape.policy()) != policies.end();
   }
 
-  static std::string percent_name(double max_loss) {
-    std::string name = std::to_string(max_loss * 100);
+  static std::string percent_name(double share) {
+    std::string name = std::to_string(share * 100);
     name.erase(name.find_last_not_of('0') + 1);
     if (name.back() == '.') name.pop_back();
     return name + "%";

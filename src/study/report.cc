@@ -230,11 +230,11 @@ std::string points_table(const Calibration& calibration) {
     const sparsity::Quality& q = point.quality;
     if (q.perplexity_ratio <= 0) continue;
     html += fmt::format(
-        "<tr><td>{}</td><td>{:.2f} %</td><td>{:.2f} %</td><td>{:.1f} %</td><td>{:.4f}</td>"
+        "<tr><td>{}</td><td>{:.2f} %</td><td>{}</td><td>{:.1f} %</td><td>{:.4f}</td>"
         "<td>{:.1f} %</td><td>{} of {} (dense {})</td></tr>",
-        escape(point.name), (q.perplexity_ratio - 1) * 100, q.max_loss * 100,
-        q.effective_density * 100, q.kl, q.agreement * 100, q.sparse_needles, q.needles,
-        q.dense_needles);
+        escape(point.name), (q.perplexity_ratio - 1) * 100,
+        q.max_loss > 0 ? fmt::format("{:.2f} %", q.max_loss * 100) : "", q.effective_density * 100,
+        q.kl, q.agreement * 100, q.sparse_needles, q.needles, q.dense_needles);
   }
   return html + "</table></div>";
 }
