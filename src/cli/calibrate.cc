@@ -233,7 +233,9 @@ Result<int> calibrate(CalibrateFlags& flags) {
   if (flags.policy == "routed") flags.options.policies = {"routed", "hybrid"};
   bool few_windows = false;
   if (flags.policy != "static" && file.config().kv_heads > 1) {
-    POLAR_ASSIGN(const study::Windows windows, router_windows(flags.router_windows));
+    // A linear router per layer needs no more, and they are candidates among others.
+    POLAR_ASSIGN(const study::Windows windows,
+                 router_windows(std::max(study::kRouterWindows, flags.router_windows / 2)));
     few_windows = windows.count < study::kRouterWindows;
     if (!few_windows)
       POLAR_RETURN_IF_ERROR(prepare_candidates(flags, *device, file, weights, windows));
@@ -340,7 +342,9 @@ void add_calibrate(CLI::App& app, Run& run) {
       "search");
   command->add_flag("--all-neurons", flags->all_neurons,
                     "Points of a ReLU model compute all neurons of its MLPs");
-  command->add_option("--router-windows", flags->router_windows, "Windows that routers train on")
+  command
+      ->add_option("--router-windows", flags->router_windows,
+                   "Windows that routers train on; candidates' on half of them")
       ->check(CLI::Range(8, 1 << 16))
       ->capture_default_str();
   command

@@ -42,7 +42,7 @@ struct CalibrateOptions {
   int needles = 24;            // retrieval prompts: a third ranks the units, the others decide
   /// Assignments measured at most, per operating point, on the whole held-out slice; those that
   /// are measured on a part of it count that part.
-  int trials = 12;
+  int trials = 10;
   /// Which policies candidates may have (Shape::policy()); empty: all.
   std::vector<std::string> policies;
   /// Head routers. When given, routed and hybrid assignments are candidates too.
