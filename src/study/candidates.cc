@@ -37,13 +37,6 @@ int percent(double share) {
   return static_cast<int>(std::lround(share * 100));
 }
 
-/// What `per_mille` of the pages of so many tokens are, at least one; 0 tokens: none.
-uint16_t least_pages(long per_mille, double tokens) {
-  if (tokens <= 0) return 0;
-  return static_cast<uint16_t>(
-      std::min(static_cast<double>(per_mille) * tokens / backend::kPageTokens / 1000 + 1, 65535.0));
-}
-
 /// The most per mille of the pages that lower units choose: then all of them read everything.
 constexpr int kPagesSettings = 990;
 
@@ -99,6 +92,11 @@ OperatingPoint deal_bytes(const Deal& deal, int per_mille) {
 }
 
 }  // namespace
+
+uint16_t least_pages(int per_mille, double pages) {
+  if (pages <= 0) return 0;
+  return static_cast<uint16_t>(std::min(per_mille * pages / 1000 + 1, 65535.0));
+}
 
 std::vector<int> rank_units(const std::vector<double>& text_loss,
                             const std::vector<double>& retrieval_loss) {
@@ -177,7 +175,8 @@ OperatingPoint assign(const Shape& shape, const Ranking& ranking, int setting) {
     if (per_mille >= 1000) return;  // everything
     budget.kind = ReadKind::kPages;
     budget.pages_per_mille = static_cast<uint16_t>(per_mille);
-    budget.least = least_pages(per_mille, shape.steady * ranking.context);
+    budget.least = least_pages(static_cast<int>(per_mille),
+                               shape.steady * ranking.context / backend::kPageTokens);
   };
   const bool chooses = shape.lower == ReadKind::kPages;
   for (int place = 0; place < units; ++place) {

@@ -29,6 +29,10 @@ struct Deal {
   std::vector<std::vector<double>> loss;  // [option][unit] what the answers would lose
 };
 
+/// UnitBudget::least for as many pages as `per_mille` of `pages`, and one more for what is cut off;
+/// no pages: 0.
+uint16_t least_pages(int per_mille, double pages);
+
 /// How units share what they read, by rank: classes from the best unit down, and one knob that says
 /// how much is read in all.
 struct Shape {

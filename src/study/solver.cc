@@ -272,12 +272,17 @@ Status Solver::settle() {
   return {};
 }
 
-Result<std::optional<Trial>> Solver::solve(const Cost& cost) {
-  cost_ = cost;
-  // A part of the measurements is spent on parts of the slice, the others on all of it.
+/// Two thirds of the measurements may be spent on parts of the slice; returns the others, which are
+/// for all of it.
+int Solver::begin_search() {
   const int all = options_.trials * options_.parts;
   left_ = all * 2 / 3;
-  const int kept = all - left_;
+  return all - left_;
+}
+
+Result<std::optional<Trial>> Solver::solve(const Cost& cost) {
+  cost_ = cost;
+  const int kept = begin_search();
   // The first shape, or after another bound the one that promises most.
   Shape best = options_.shapes.front();
   for (const Shape& shape : options_.shapes) {
@@ -305,9 +310,7 @@ std::optional<double> Solver::part_cost(const Shape& shape, double bytes) const 
 
 Result<std::optional<Trial>> Solver::solve_at(double bytes, const Cost& cost) {
   cost_ = cost;
-  const int all = options_.trials * options_.parts;
-  left_ = all * 2 / 3;
-  const int kept = all - left_;
+  const int kept = begin_search();
   // The first shape that reads so little; one whole trial of it tells what a part says.
   const auto first =
       std::find_if(options_.shapes.begin(), options_.shapes.end(),

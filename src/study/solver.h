@@ -84,6 +84,7 @@ class Solver {
     double from = 0, to = 0;      // their bytes
   };
 
+  int begin_search();
   int setting_at(const Shape& shape, double bytes) const;
   Result<std::optional<Seen>> measure_setting(const Shape& shape, int setting, Slice slice);
   Result<std::optional<Seen>> measure_at(const Shape& shape, double bytes, Slice slice);

@@ -108,8 +108,7 @@ Deal unit_options(int prompt, int context, double index_share) {
   for (const int per_mille : {60, 80, 110, 170, 250, 350, 500, 700}) {
     UnitBudget budget{ReadKind::kPages};
     budget.pages_per_mille = static_cast<uint16_t>(per_mille);
-    budget.least = static_cast<uint16_t>(
-        std::min(per_mille * (context / backend::kPageTokens) / 1000 + 1, 0xffff));
+    budget.least = least_pages(per_mille, context / backend::kPageTokens);
     deal.options.push_back(budget);
     budget.summaries = true;
     deal.options.push_back(budget);
