@@ -45,8 +45,7 @@ class Calibrator {
 
   Status measure_importance() {
     const UnitMeasurer units(device_, weights_, options_, state_);
-    Policy window;  // while units are ranked: what all shapes can afford
-    window.recent = kImportanceRecent;
+    const Policy window;  // what `--policy static` leaves to the others where nothing else is said
     std::vector<Passage> asked;
     for (const Needle& needle : slices_.needles) asked.push_back(needle.passage);
     POLAR_ASSIGN(result_.text_importance, units.left_out("text", slices_.importance, window));
@@ -328,7 +327,6 @@ class Calibrator {
     return point_planner(device_, profile, 0);
   }
 
-  static constexpr int kImportanceRecent = 8;
   /// A point must do better on the held-out slice than the budget says, for texts that calibration
   /// never saw: SmolLM2's points lost 1.7 to 5.4 times as much there (docs/results.md).
   static constexpr double kSafety = 1.0 / 6;
@@ -355,7 +353,7 @@ class Calibrator {
 
 ordered_json identity_of(const std::string& fingerprint, const CalibrateOptions& options,
                          size_t text_bytes) {
-  return {{"search", 7},  // what the keys and values of the state mean
+  return {{"search", 8},  // what the keys and values of the state mean
           {"model", fingerprint},
           {"text", options.text_name},
           {"text_bytes", text_bytes},
