@@ -162,7 +162,7 @@ struct CpuOptions {
 };
 
 /// The CPU backend. The instruction set is chosen by CPU feature bits;
-/// POLAR_CPU_ISA=portable|avx2|avx512 forces one.
+/// POLAR_CPU_ISA=portable|avx2|avx512|amx forces one.
 Result<std::unique_ptr<Device>> make_cpu_device(const CpuOptions& options);
 
 /// The CUDA backend, or an Error that says why there is none (not built, no GPU, driver too old).

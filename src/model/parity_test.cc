@@ -143,7 +143,7 @@ TEST_P(Parity, LogitsEqualTransformersOnEveryInstructionSet) {
   const char* forced = std::getenv("POLAR_CPU_ISA");
   const std::string before = forced == nullptr ? "" : forced;
   int sets = 0;
-  for (const char* isa : {"portable", "avx2", "avx512"}) {
+  for (const char* isa : {"portable", "avx2", "avx512", "amx"}) {
     setenv("POLAR_CPU_ISA", isa, 1);
     if (!backend::make_cpu_device({1}).ok()) continue;  // not of this CPU
     ++sets;

@@ -2,12 +2,35 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 #endif
 
 #include <cstdlib>
 #include <string>
 
 namespace polar::backend::cpu {
+
+namespace {
+
+#if defined(__x86_64__)
+/// Whether the CPU has AMX with bf16 and Linux lets this process use it, which it must be asked
+/// for.
+bool may_use_amx() {
+  constexpr unsigned kBf16 = 1u << 22, kTile = 1u << 24;  // CPUID 7, EDX
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0 || (d & kBf16) == 0 || (d & kTile) == 0)
+    return false;
+#if defined(__linux__)
+  constexpr int kRequestPermission = 0x1023, kTileData = 18;  // arch_prctl(2)
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+#endif
+
+}  // namespace
 
 std::vector<const Kernels*> runnable_kernels() {
   std::vector<const Kernels*> kernels = {&portable_kernels()};
@@ -21,6 +44,7 @@ std::vector<const Kernels*> runnable_kernels() {
         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
         __builtin_cpu_supports("avx512vnni")) {
       kernels.push_back(&avx512_kernels());
+      if (may_use_amx()) kernels.push_back(&amx_kernels());
     }
   }
 #endif

@@ -8,8 +8,8 @@
 namespace polar::backend::cpu {
 
 /// The kernels of the best instruction set that this CPU and its operating system support, or of
-/// the one that the environment variable POLAR_CPU_ISA names (portable, avx2, avx512). Errors: an
-/// unknown name, one that this CPU does not have.
+/// the one that the environment variable POLAR_CPU_ISA names (portable, avx2, avx512, amx). Errors:
+/// an unknown name, one that this CPU does not have.
 Result<const Kernels*> choose_kernels();
 
 /// All kernels that run on this CPU, the portable ones first: for tests.

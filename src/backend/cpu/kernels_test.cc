@@ -13,6 +13,7 @@
 
 #include "backend/cpu/isa.h"
 #include "backend/cpu/test_values.h"
+#include "backend/cpu/tile_matmul.h"
 
 namespace polar::backend::cpu {
 namespace {
@@ -21,7 +22,64 @@ constexpr float kPoison = 1234567.0f;
 
 class KernelsTest : public testing::TestWithParam<const Kernels*> {};
 
-INSTANTIATE_TEST_SUITE_P(Isa, KernelsTest, testing::ValuesIn(runnable_kernels()),
+/// What AMX does, in plain code: machines without it run all but its instructions.
+struct EmulatedTiles {
+  struct Tile {
+    int row_bytes;
+    std::byte row[16][64];
+  };
+  static inline Tile tiles[8];
+
+  static void configure(int first, int second) {
+    const int columns[8] = {first, second, first, second, 16, 16, first, second};
+    for (int i = 0; i < 8; ++i) {
+      tiles[i].row_bytes = columns[i] * 4;
+      std::memset(tiles[i].row, 0x7f, sizeof(tiles[i].row));  // poison
+    }
+  }
+  static void release() { configure(0, 0); }
+  template <int T>
+  static void zero() {
+    std::memset(tiles[T].row, 0, sizeof(tiles[T].row));
+  }
+  template <int T>
+  static void load(const void* data, int64_t stride) {
+    for (int r = 0; r < 16; ++r)
+      std::memcpy(tiles[T].row[r], static_cast<const std::byte*>(data) + r * stride,
+                  tiles[T].row_bytes);
+  }
+  template <int T>
+  static void store(void* data, int64_t stride) {
+    for (int r = 0; r < 16; ++r)
+      std::memcpy(static_cast<std::byte*>(data) + r * stride, tiles[T].row[r], tiles[T].row_bytes);
+  }
+  template <int C, int A, int B>
+  static void multiply() {
+    const auto value = [](const std::byte* at) {
+      uint16_t bits;
+      std::memcpy(&bits, at, sizeof(bits));
+      return bf16_to_f32(bits);
+    };
+    for (int r = 0; r < 16; ++r) {
+      for (int n = 0; n < tiles[C].row_bytes / 4; ++n) {
+        float sum;
+        std::memcpy(&sum, tiles[C].row[r] + n * 4, sizeof(sum));
+        for (int i = 0; i < 32; ++i)
+          sum += value(tiles[A].row[r] + i * 2) * value(tiles[B].row[i / 2] + n * 4 + i % 2 * 2);
+        std::memcpy(tiles[C].row[r] + n * 4, &sum, sizeof(sum));
+      }
+    }
+  }
+};
+
+std::vector<const Kernels*> tested_kernels() {
+  static const Kernels tiles = TileKernels<EmulatedTiles, portable_kernels>::table("tiles");
+  std::vector<const Kernels*> kernels = runnable_kernels();
+  kernels.push_back(&tiles);
+  return kernels;
+}
+
+INSTANTIATE_TEST_SUITE_P(Isa, KernelsTest, testing::ValuesIn(tested_kernels()),
                          [](const auto& info) { return std::string(info.param->name); });
 
 /// A product, its exact result and what its rounding may be.

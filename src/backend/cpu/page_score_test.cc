@@ -21,7 +21,7 @@ class Pages {
         int count) {
     view_ = {nullptr, dtype, 1, count, 1, head_dim};
     view_.page_score = score;
-    code_bytes_ = std::string_view(kernels.name) == "avx512";
+    code_bytes_ = kernels.lanes == 16;  // AVX-512's
     blocks_.assign(view_.total_bytes(), std::byte{0xff});
     view_.data = blocks_.data();
     indices_.assign(view_.indices_bytes() * count, std::byte{0xff});
