@@ -207,9 +207,5 @@ inline void matmul(const MatmulArgs& a) {
     default:
       __builtin_trap();
   }
-  if (a.bias == nullptr) return;
-  for (int m = 0; m < a.m; ++m) {
-    float* y = a.y + m * a.y_stride;
-    for (int64_t n = a.begin; n < a.end; ++n) y[n] += a.bias[a.index != nullptr ? a.index[n] : n];
-  }
+  add_bias(a);
 }

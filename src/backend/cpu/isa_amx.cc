@@ -8,19 +8,16 @@ namespace {
 
 /// By name: the intrinsics take a tile's number as a literal only.
 struct AmxTiles {
-  /// Sums: 16 rows by the columns of their group. Weights: 16 rows of 32. Inputs: 16 pairs by the
-  /// columns of their group.
-  static void configure(int first, int second) {
+  static void configure(const int (&row_bytes)[8]) {
     struct alignas(64) {
       uint8_t palette = 1, start_row = 0, reserved[14] = {};
       uint16_t row_bytes[16] = {};
       uint8_t rows[16] = {};
     } config;
     static_assert(sizeof(config) == 64);
-    const int columns[8] = {first, second, first, second, 16, 16, first, second};
     for (int i = 0; i < 8; ++i) {
-      config.rows[i] = columns[i] > 0 ? 16 : 0;
-      config.row_bytes[i] = static_cast<uint16_t>(columns[i] * 4);
+      config.rows[i] = row_bytes[i] > 0 ? 16 : 0;
+      config.row_bytes[i] = static_cast<uint16_t>(row_bytes[i]);
     }
     asm volatile("ldtilecfg %0" ::"m"(config));
   }

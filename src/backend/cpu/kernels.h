@@ -40,6 +40,19 @@ struct MatmulArgs {
   int64_t y_stride;
 };
 
+/// Row n of the product's weights, as stored.
+[[gnu::always_inline]] inline const std::byte* weight_row(const MatmulArgs& a, int64_t n) {
+  return a.weight + (a.index != nullptr ? a.index[n] : n) * a.row_bytes;
+}
+
+[[gnu::always_inline]] inline void add_bias(const MatmulArgs& a) {
+  if (a.bias == nullptr) return;
+  for (int m = 0; m < a.m; ++m) {
+    float* y = a.y + m * a.y_stride;
+    for (int64_t n = a.begin; n < a.end; ++n) y[n] += a.bias[a.index != nullptr ? a.index[n] : n];
+  }
+}
+
 /// y[m][o] += sum over neurons j in [begin, end), in order, of a[m][j] w[row(j)][o], for all
 /// outputs o.
 struct AccumulateArgs {

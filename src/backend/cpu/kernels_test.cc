@@ -30,14 +30,13 @@ struct EmulatedTiles {
   };
   static inline Tile tiles[8];
 
-  static void configure(int first, int second) {
-    const int columns[8] = {first, second, first, second, 16, 16, first, second};
+  static void configure(const int (&row_bytes)[8]) {
     for (int i = 0; i < 8; ++i) {
-      tiles[i].row_bytes = columns[i] * 4;
+      tiles[i].row_bytes = row_bytes[i];
       std::memset(tiles[i].row, 0x7f, sizeof(tiles[i].row));  // poison
     }
   }
-  static void release() { configure(0, 0); }
+  static void release() { configure({}); }
   template <int T>
   static void zero() {
     std::memset(tiles[T].row, 0, sizeof(tiles[T].row));

@@ -120,10 +120,6 @@ template <DType type, int M, int N, bool fetch>
   }
 }
 
-inline const std::byte* weight_row(const MatmulArgs& a, int64_t n) {
-  return a.weight + (a.index != nullptr ? a.index[n] : n) * a.row_bytes;
-}
-
 /// Row n + ahead of this call's weights, or row n where there is none: what to fetch.
 inline const std::byte* row_ahead(const MatmulArgs& a, int64_t n, int64_t ahead) {
   return weight_row(a, n + ahead < a.end ? n + ahead : n);

@@ -13,10 +13,10 @@
 
 namespace polar::backend::cpu {
 
-/// `Tiles` has eight tiles, of 16 rows of 64 bytes at most: configure(columns of tiles that hold
-/// rows of x, of two groups), zero<T>(), load<T>(data, stride), store<T>(data, stride),
-/// multiply<C, A, B>() (C += A B; A in bf16, B in pairs of it, C in f32) and release(). What is not
-/// a product with bf16 weights is done by `others`.
+/// `Tiles` has eight tiles of 16 rows: configure(bytes of a row of each, 64 at most), zero<T>(),
+/// load<T>(data, stride), store<T>(data, stride), multiply<C, A, B>() (C += A B; A in bf16, B in
+/// pairs of it, C in f32) and release(). What is not a product with bf16 weights is done by
+/// `others`.
 template <typename Tiles, const Kernels& (*others)()>
 class TileKernels {
  public:
@@ -31,9 +31,14 @@ class TileKernels {
 
  private:
   static constexpr int kRows = 16, kInputs = 32, kDigits = 3;
-  static constexpr int64_t kTileBytes = 1024;
-  // Sums of two groups of weights by two of rows of x, weights, inputs.
+  // Tiles: sums of two groups of weights by two of rows of x, weights, inputs.
   static constexpr int kSums = 0, kWeights = 4, kInputTiles = 6;
+
+  /// Two groups of `left` and `right` rows of x.
+  static void configure(int left, int right) {
+    const int x[2] = {left * 4, right * 4}, weights = kInputs * 2;
+    Tiles::configure({x[0], x[1], x[0], x[1], weights, weights, x[0], x[1]});
+  }
 
   static int64_t blocks(int64_t k) { return (k + kInputs - 1) / kInputs; }
 
@@ -79,16 +84,12 @@ class TileKernels {
     }
   }
 
-  static const std::byte* weight_row(const MatmulArgs& a, int64_t n) {
-    return a.weight + (a.index != nullptr ? a.index[n] : n) * static_cast<int64_t>(a.row_bytes);
-  }
-
   /// Up to 16 rows of weights from row n on.
   struct WeightGroup {
     const MatmulArgs& a;
     int64_t n;
     int count;
-    alignas(64) std::byte copy[kTileBytes];
+    alignas(64) std::byte copy[kRows * kInputs * 2];
 
     WeightGroup(const MatmulArgs& args, int64_t first)
         : a(args), n(first), count(static_cast<int>(a.end - n < kRows ? a.end - n : kRows)) {}
@@ -165,7 +166,7 @@ class TileKernels {
     if (a.dtype != DType::kBF16) return others().matmul(a);
     for (int row = 0; row < a.m; row += 2 * kRows) {
       const int rows = a.m - row < 2 * kRows ? a.m - row : 2 * kRows;
-      Tiles::configure(rows < kRows ? rows : kRows, rows > kRows ? rows - kRows : 0);
+      configure(rows < kRows ? rows : kRows, rows > kRows ? rows - kRows : 0);
       for (int64_t n = a.begin; n < a.end; n += 2 * kRows) {
         const bool two = a.end - n > kRows;
         if (rows > kRows) {
@@ -176,11 +177,7 @@ class TileKernels {
       }
     }
     Tiles::release();
-    if (a.bias == nullptr) return;
-    for (int m = 0; m < a.m; ++m) {
-      float* y = a.y + m * a.y_stride;
-      for (int64_t n = a.begin; n < a.end; ++n) y[n] += a.bias[a.index != nullptr ? a.index[n] : n];
-    }
+    add_bias(a);
   }
 };
 
