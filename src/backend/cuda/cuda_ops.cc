@@ -11,7 +11,7 @@ namespace polar::backend::cuda {
 
 namespace {
 
-constexpr size_t kTrialBytes = size_t{192} << 20;  // several times what a cache holds
+constexpr size_t kTrialBytes = size_t{128} << 20;  // more than a cache holds
 
 }  // namespace
 
@@ -26,8 +26,8 @@ void* CudaOps::Grown::at_least(CudaDevice& device, size_t wanted) {
 CudaOps::CudaOps(CudaDevice& device, const CublasLibrary& library)
     : device_(device), cublas_(library) {
   workspace_ = device.own(CublasProducts::kWorkspaceBytes);
-  trial_weights_ = static_cast<std::byte*>(device.own(kTrialBytes));
-  launch_dummy(trial_weights_, kTrialBytes / 2, 0.02f, 1, device.stream());
+  trial_bytes_ = device.own(kTrialBytes);
+  launch_dummy(trial_bytes_, kTrialBytes / 2, 0.02f, 1, device.stream());
   limits_ = {device.processors(), static_cast<int>(device.properties().sharedMemPerBlockOptin),
              code_version() >= 90};
   POLAR_CUDA(cudaEventCreate(&trial_begin_));
@@ -67,18 +67,17 @@ const void* CudaOps::bias_in_bf16(const float* bias, int count) {
   return converted;
 }
 
-std::pair<float, size_t> CudaOps::try_way(const Choice& key, const void* weight, const Way& way) {
-  const auto& [product, shape] = key;
-  const bool gathers = product == Product::kGatherUp || product == Product::kGatherDown;
-  const size_t bytes = size_t{2} * shape.outputs * shape.k, others = kTrialBytes / bytes;
+std::pair<float, size_t> CudaOps::try_way(int rows, const std::function<void()>& way) {
   constexpr int kTrials = 8, kSmall = 4096;
   cudaStream_t stream = device_.stream();
-  // As in a step: in a graph, where the next begins while this one ends, behind small kernels.
+  // As in a step: in a graph, where the next begins while this one ends, behind a small kernel, and
+  // with nothing of the weight in the cache.
   POLAR_CUDA(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
-  for (size_t i = 0; i < kTrials; ++i) {
-    way(gathers || others < 2 ? weight : trial_weights_ + i % others * (bytes / 1024 * 1024));
-    launch_activate(trial_weights_, kSmall, trial_weights_, kSmall, std::min(shape.rows, 64),
-                    kSmall, Activation::kRelu, false, stream);
+  for (int i = 0; i < kTrials; ++i) {
+    launch_read(trial_bytes_, kTrialBytes, limits_.processors, workspace_, stream);
+    launch_activate(trial_bytes_, kSmall, trial_bytes_, kSmall, std::min(rows, 64), kSmall,
+                    Activation::kRelu, false, stream);
+    way();
   }
   cudaGraph_t graph;
   cudaGraphExec_t trial;
@@ -98,20 +97,22 @@ std::pair<float, size_t> CudaOps::try_way(const Choice& key, const void* weight,
   }
   POLAR_CUDA(cudaGraphExecDestroy(trial));
   POLAR_CUDA(cudaGraphDestroy(graph));
-  return {least * 1e3f / kTrials, nodes / kTrials - 1};
+  return {least * 1e3f / kTrials, nodes / kTrials - 2};
 }
 
 void CudaOps::fastest(const Choice& key, const void* weight, const std::vector<Way>& ways) {
   const auto found = chosen_.find(key);
   if (found != chosen_.end()) return ways[found->second](weight);
   POLAR_CHECK(!ways.empty());
-  if (!device_.tries() || std::get<ProductShape>(key).rows > 256 || ways.size() == 1)
-    return ways[0](weight);
-  constexpr float kAsFast = 1.05f;  // trials differ by nearly as much
+  const int rows = std::get<ProductShape>(key).rows;
+  if (!device_.tries() || rows > 256 || ways.size() == 1) return ways[0](weight);
+  constexpr float kAsFast = 1.03f;  // trials differ by nearly as much
+  const float others = try_way(rows, [] {}).first;
   std::vector<std::pair<float, size_t>> costs;
   float least = 1e30f;
   for (const Way& way : ways) {
-    costs.push_back(try_way(key, weight, way));
+    costs.push_back(try_way(rows, [&] { way(weight); }));
+    costs.back().first -= others;
     least = std::min(least, costs.back().first);
   }
   size_t best = ways.size();
@@ -143,6 +144,18 @@ void CudaOps::add_ways(std::vector<Way>& ways, const SkinnyLaunch& launch) const
   }
 }
 
+void CudaOps::add_wide_ways(std::vector<Way>& ways, const SkinnyLaunch& launch,
+                            bool by_outputs) const {
+  if (launch.rows < kFewestWideRows || launch.rows > kMostSkinnyRows) return;
+  for (const WideCut& cut : wide_cuts(launch.n, launch.k, launch.gated, by_outputs)) {
+    ways.push_back([=, this](const void* weight) {
+      SkinnyLaunch with = launch;
+      with.weight = weight;
+      launch_wide(with, by_outputs, cut, device_.stream());
+    });
+  }
+}
+
 void CudaOps::add_ways(std::vector<Way>& ways, const GatherDownLaunch& launch) const {
   for (const ProductCut& cut : product_cuts(launch.outputs, kGatherDownTile, limits_)) {
     ways.push_back([=, this](const void* weight) {
@@ -154,7 +167,8 @@ void CudaOps::add_ways(std::vector<Way>& ways, const GatherDownLaunch& launch) c
 }
 
 void CudaOps::product(const void* x, int64_t x_stride, int rows, const Weight& weight,
-                      const float* bias, bool relu, void* y, int64_t y_stride, bool f32) {
+                      const float* bias, bool relu, void* y, int64_t y_stride, bool f32,
+                      bool large_tiles) {
   const CudaWeight& w = cuda(weight);
   ProductShape shape{rows,
                      static_cast<int>(w.rows()),
@@ -172,21 +186,20 @@ void CudaOps::product(const void* x, int64_t x_stride, int rows, const Weight& w
       cublas_.run(shape, i, x, data, its_bias, y, workspace_, device_.stream());
     });
   }
-  if ((rows <= kMostSkinnyRows || ways.empty()) && !w.gathers() && shape.k % 8 == 0 &&
-      x_stride % 8 == 0) {
-    add_ways(ways, SkinnyLaunch{.x = x,
-                                .x_stride = x_stride,
-                                .rows = rows,
-                                .n = shape.outputs,
-                                .k = shape.k,
-                                .bias = bias,
-                                .activate = relu,
-                                .y = y,
-                                .y_stride = y_stride,
-                                .y_f32 = f32});
-  }
-  if (rows <= kMostSkinnyRows && w.gathers() && !relu && shape.outputs % 8 == 0 &&
-      x_stride % 8 == 0) {
+  const SkinnyLaunch launch{.x = x,
+                            .x_stride = x_stride,
+                            .rows = rows,
+                            .n = shape.outputs,
+                            .k = shape.k,
+                            .bias = bias,
+                            .activate = relu,
+                            .y = y,
+                            .y_stride = y_stride,
+                            .y_f32 = f32};
+  const bool aligned = x_stride % 8 == 0 && (w.gathers() || shape.k % 8 == 0);
+  if ((rows <= kMostSkinnyRows || ways.empty()) && !w.gathers() && aligned) add_ways(ways, launch);
+  if (large_tiles && aligned) add_wide_ways(ways, launch, w.gathers());
+  if (rows <= kMostSkinnyRows && w.gathers() && !relu && shape.outputs % 8 == 0 && aligned) {
     add_ways(ways, GatherDownLaunch{.a = x,
                                     .a_stride = x_stride,
                                     .rows = rows,
@@ -196,7 +209,7 @@ void CudaOps::product(const void* x, int64_t x_stride, int rows, const Weight& w
                                     .y = y,
                                     .y_f32 = f32});
   }
-  fastest({Product::kPlain, shape}, w.data(), ways);
+  fastest({large_tiles ? Product::kOfMlp : Product::kPlain, shape}, w.data(), ways);
   POLAR_CUDA(cudaGetLastError());
 }
 
@@ -223,19 +236,19 @@ void CudaOps::activated_product(const MlpArgs& args) {
                       static_cast<int>(ffn), args.activation, args.gated, device_.stream());
     });
   }
-  if ((rows <= kMostSkinnyRows || ways.empty()) && hidden % 8 == 0) {
-    add_ways(ways, SkinnyLaunch{.x = args.x.data,
-                                .x_stride = hidden,
-                                .rows = rows,
-                                .n = static_cast<int>(ffn),
-                                .k = static_cast<int>(hidden),
-                                .bias = args.up_bias,
-                                .activate = true,
-                                .activation = args.activation,
-                                .gated = args.gated,
-                                .y = args.scratch.data,
-                                .y_stride = width});
-  }
+  const SkinnyLaunch launch{.x = args.x.data,
+                            .x_stride = hidden,
+                            .rows = rows,
+                            .n = static_cast<int>(ffn),
+                            .k = static_cast<int>(hidden),
+                            .bias = args.up_bias,
+                            .activate = true,
+                            .activation = args.activation,
+                            .gated = args.gated,
+                            .y = args.scratch.data,
+                            .y_stride = width};
+  if ((rows <= kMostSkinnyRows || ways.empty()) && hidden % 8 == 0) add_ways(ways, launch);
+  if (hidden % 8 == 0) add_wide_ways(ways, launch, false);
   fastest({Product::kActivated, shape}, cuda(*args.up).data(), ways);
   POLAR_CUDA(cudaGetLastError());
 }
@@ -384,12 +397,12 @@ void CudaOps::mlp(const MlpArgs& args) {
                 stride = args.gated ? 2 * ffn : ffn;
   if (!args.gated && args.activation == Activation::kRelu) {
     product(args.x.data, hidden, rows, *args.up, args.up_bias, true, args.scratch.data, stride,
-            false);
+            false, true);
   } else {
     activated_product(args);
   }
   product(args.scratch.data, stride, rows, *args.down, args.down_bias, false, args.y.data,
-          args.y.shape[1], args.y.dtype == DType::kF32);
+          args.y.shape[1], args.y.dtype == DType::kF32, true);
 }
 
 void CudaOps::head(const HeadArgs& args) {

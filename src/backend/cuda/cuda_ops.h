@@ -43,23 +43,27 @@ class CudaOps : public Ops {
   void forget(const void* data);
 
  private:
-  enum class Product : uint8_t { kPlain, kActivated, kGatherUp, kGatherDown };
+  enum class Product : uint8_t { kPlain, kOfMlp, kActivated, kGatherUp, kGatherDown };
   using Choice = std::tuple<Product, ProductShape>;
   using Way = std::function<void(const void* weight)>;
+  /// large_tiles: those of wide_product.cu may serve. They stream the weight past the cache, after
+  /// which attention takes longer than they save, so only the MLP has them.
   void product(const void* x, int64_t x_stride, int rows, const Weight& weight, const float* bias,
-               bool relu, void* y, int64_t y_stride, bool f32);
+               bool relu, void* y, int64_t y_stride, bool f32, bool large_tiles = false);
   /// act(first half) (* second half, if gated) of x up^T.
   void activated_product(const MlpArgs& args);
   /// One way for each cut of the own kernels.
   void add_ways(std::vector<Way>& ways, const SkinnyLaunch& launch) const;
   void add_ways(std::vector<Way>& ways, const GatherDownLaunch& launch) const;
+  /// The same for large tiles.
+  void add_wide_ways(std::vector<Way>& ways, const SkinnyLaunch& launch, bool by_outputs) const;
   /// The fastest of some ways to the same product, found once, in steps that are recorded next
   /// (others have as many numbers of rows as there are prompts); of ways that take as long the one
-  /// of the fewest nodes. The trials take other weights of that size, so that they come from
-  /// memory, unless rows are gathered.
+  /// of the fewest nodes.
   void fastest(const Choice& key, const void* weight, const std::vector<Way>& ways);
-  /// Microseconds of one of several trials, and a trial's nodes.
-  std::pair<float, size_t> try_way(const Choice& key, const void* weight, const Way& way);
+  /// Microseconds of one of several trials, each behind what empties the cache and a small kernel,
+  /// and a trial's other nodes.
+  std::pair<float, size_t> try_way(int rows, const std::function<void()>& way);
   const void* bias_in_bf16(const float* bias, int count);
   void* attention_scratch(int units, int group, int head_dim);
   const float* router_logits(const PlanArgs& args);
@@ -104,8 +108,8 @@ class CudaOps : public Ops {
   CudaDevice& device_;
   DensePlan dense_plan_;
   CublasProducts cublas_;
-  void* workspace_ = nullptr;  // of cuBLASLt
-  std::byte* trial_weights_ = nullptr;
+  void* workspace_ = nullptr;    // of cuBLASLt
+  void* trial_bytes_ = nullptr;  // what trials read to empty the cache
   cudaEvent_t trial_begin_ = nullptr, trial_end_ = nullptr;
   ProductLimits limits_;
   uint32_t* next_tile_ = nullptr;  // of prefill attention

@@ -110,6 +110,24 @@ struct SkinnyLaunch {
 /// y = act(x W[index]^T + bias).
 void launch_skinny(const SkinnyLaunch& args, const ProductCut& cut, cudaStream_t stream);
 
+/// How a product of wide_product.cu is cut into blocks, of which a multiprocessor has one.
+struct WideCut {
+  int tile = 128;  // stored rows of a tile: a multiple of 16
+  int parts = 1;   // of a tile's inputs: 1, 2, 4 or 8
+  bool operator==(const WideCut&) const = default;
+};
+inline constexpr int kFewestWideRows = 9;  // below, small tiles are as fast
+inline constexpr int kMostWideTile = 512;
+inline constexpr int kWideSharedBytes = 224 << 10;
+/// Whether launch_wide knows such a product: on a GPU that runs code of sm_90a, if outputs are
+/// multiples of 8 and inputs of 64; by_outputs (the weight is stored [k][n]): of 64 and 8.
+bool wide_can(int outputs, int k, bool by_outputs);
+/// The cuts that are worth trying: none where launch_wide can't.
+std::vector<WideCut> wide_cuts(int outputs, int k, bool gated, bool by_outputs);
+/// As launch_skinny, without an index. By outputs tiles are multiples of 64.
+void launch_wide(const SkinnyLaunch& args, bool by_outputs, const WideCut& cut,
+                 cudaStream_t stream);
+
 struct GatherDownLaunch {
   const void* a = nullptr;       // [rows][count] bf16, stride a_stride
   int64_t a_stride = 0;          // % 8 == 0

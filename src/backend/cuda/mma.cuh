@@ -26,6 +26,17 @@ __device__ __forceinline__ void ldmatrix_transposed(uint32_t (&r)[4], uint32_t a
                : "memory");
 }
 
+/// Stores two 8x8 matrices, held one row per four lanes, transposed; lanes 0 to 15 say where rows
+/// go.
+__device__ __forceinline__ void stmatrix_transposed(uint32_t address, uint32_t first,
+                                                    uint32_t second) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1,%2};" ::"r"(address),
+               "r"(first), "r"(second)
+               : "memory");
+#endif
+}
+
 /// Transposes an 8x8 matrix of 16-bit elements held one row per four lanes.
 __device__ __forceinline__ uint32_t movmatrix(uint32_t value) {
   uint32_t out;

@@ -1,6 +1,7 @@
-// Times products of few rows by this backend's kernel, cut in every way, beside the
-// best of cuBLASLt's algorithms: graphs of 20 products, weights that rotate through more than a
-// cache holds. One JSON object per line.
+// Times products of few rows by this backend's kernels, cut in every way, beside the best of
+// cuBLASLt's algorithms: graphs of 20 products, weights that rotate through more than a cache
+// holds. Large tiles mark them evict-first, of which a cache keeps some all the same. One JSON
+// object per line.
 
 #include <cuda_runtime_api.h>
 
@@ -55,42 +56,57 @@ struct Bench {
   }
 };
 
-void bench(const Bench& b, CublasProducts& cublas, int outputs, int k, int rows, bool gated) {
+void bench(const Bench& b, CublasProducts& cublas, int outputs, int k, int rows, bool gated,
+           bool by_outputs) {
   const size_t bytes = size_t{2} * outputs * k;
-  const ProductShape shape{rows, outputs, k, k, outputs, false, false, false, false};
+  const ProductShape shape{rows, outputs, k, k, outputs, by_outputs, false, false, false};
   double library = 1e30;
   for (int i = 0; i < cublas.algorithms(shape); ++i)
     library = std::min(library, b.time(bytes, [&](const void* weight) {
       cublas.run(shape, i, b.x, weight, nullptr, b.y, b.workspace, b.stream);
     }));
-  std::string cuts;
-  double best = 1e30;
-  for (const ProductCut& cut : product_cuts(outputs, product_tile(rows), b.limits)) {
-    SkinnyLaunch launch;
-    launch.x = b.x;
-    launch.x_stride = k;
-    launch.rows = rows;
-    launch.n = gated ? outputs / 2 : outputs;
-    launch.k = k;
-    launch.activate = gated;
-    launch.activation = polar::backend::Activation::kSilu;
-    launch.gated = gated;
-    launch.y = b.y;
-    launch.y_stride = outputs;
+  SkinnyLaunch launch;
+  launch.x = b.x;
+  launch.x_stride = k;
+  launch.rows = rows;
+  launch.n = gated ? outputs / 2 : outputs;
+  launch.k = k;
+  launch.activate = gated;
+  launch.activation = polar::backend::Activation::kSilu;
+  launch.gated = gated;
+  launch.y = b.y;
+  launch.y_stride = outputs;
+  std::string cuts, wide_cuts_text;
+  double best = 1e30, wide = 1e30;
+  char text[64];
+  if (!by_outputs) {
+    for (const ProductCut& cut : product_cuts(outputs, product_tile(rows), b.limits)) {
+      const double time = b.time(bytes, [&](const void* weight) {
+        launch.weight = weight;
+        launch_skinny(launch, cut, b.stream);
+      });
+      best = std::min(best, time);
+      std::snprintf(text, sizeof(text), "%s[%d,%d,%.1f]", cuts.empty() ? "" : ",", cut.parts,
+                    cut.per_processor, time);
+      cuts += text;
+    }
+  }
+  for (const WideCut& cut : wide_cuts(launch.n, k, gated, by_outputs)) {
     const double time = b.time(bytes, [&](const void* weight) {
       launch.weight = weight;
-      launch_skinny(launch, cut, b.stream);
+      launch_wide(launch, by_outputs, cut, b.stream);
     });
-    best = std::min(best, time);
-    char text[48];
-    std::snprintf(text, sizeof(text), "%s[%d,%d,%.1f]", cuts.empty() ? "" : ",", cut.parts,
-                  cut.per_processor, time);
-    cuts += text;
+    wide = std::min(wide, time);
+    std::snprintf(text, sizeof(text), "%s[%d,%d,%.1f]", wide_cuts_text.empty() ? "" : ",", cut.tile,
+                  cut.parts, time);
+    wide_cuts_text += text;
   }
   std::printf(
-      "{\"bench\":\"product\",\"outputs\":%d,\"inputs\":%d,\"rows\":%d,\"gated\":%s,\"cublas_us\":%"
-      ".1f,\"best_us\":%.1f,\"best_tb_per_s\":%.2f,\"cuts\":[%s]}\n",
-      outputs, k, rows, gated ? "true" : "false", library, best, bytes / best / 1e6, cuts.c_str());
+      "{\"bench\":\"product\",\"outputs\":%d,\"inputs\":%d,\"rows\":%d,\"gated\":%s,\"by_outputs\":"
+      "%s,"
+      "\"cublas_us\":%.1f,\"best_us\":%.1f,\"wide_us\":%.1f,\"cuts\":[%s],\"wide\":[%s]}\n",
+      outputs, k, rows, gated ? "true" : "false", by_outputs ? "true" : "false", library, best,
+      wide, cuts.c_str(), wide_cuts_text.c_str());
   std::fflush(stdout);
 }
 
@@ -119,25 +135,27 @@ int main() {
   launch_dummy(b.x, size_t{64} * 65536, 1.0f, 2, b.stream);
   struct Shape {
     int outputs, inputs;
-    bool gated;
+    bool gated = false, by_outputs = false;
   };
-  for (const int rows : {1, 16, 48}) {
-    for (const Shape& s : std::vector<Shape>{{12288, 4096, false},
-                                             {4096, 4096, false},
+  for (const int rows : {1, 16, 48, 64}) {
+    for (const Shape& s : std::vector<Shape>{{12288, 4096},
+                                             {4096, 4096},
                                              {22016, 4096, true},
-                                             {4096, 11008, false},
-                                             {6144, 4096, false},
+                                             {4096, 11008},
+                                             {6144, 4096},
                                              {28672, 4096, true},
-                                             {4096, 14336, false},
-                                             {16384, 4096, false},
-                                             {4096, 16384, false},
-                                             {21504, 7168, false},
-                                             {7168, 28672, false},
-                                             {36864, 9216, false},
-                                             {50272, 4096, false},
-                                             {1728, 576, false},
-                                             {576, 576, false}})
-      bench(b, cublas, s.outputs, s.inputs, rows, s.gated);
+                                             {4096, 14336},
+                                             {16384, 4096},
+                                             {4096, 16384, false, true},
+                                             {21504, 7168},
+                                             {7168, 7168},
+                                             {28672, 7168},
+                                             {7168, 28672, false, true},
+                                             {36864, 9216},
+                                             {50272, 4096},
+                                             {1728, 576},
+                                             {576, 576}})
+      bench(b, cublas, s.outputs, s.inputs, rows, s.gated, s.by_outputs);
   }
   return 0;
 }

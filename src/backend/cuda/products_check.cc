@@ -13,6 +13,7 @@ struct Case {
   bool gated, gathered, bias, f32;
   int parts;  // blocks that share a tile
   int per_processor = 3;
+  int wide = 0;  // stored rows of a wide product's tile
 };
 
 std::vector<int32_t> some_rows(int count, int all, std::mt19937& random) {
@@ -56,7 +57,11 @@ void check_by_inputs(Device& device, const Case& c) {
   launch.y_stride = y_stride;
   launch.y_f32 = c.f32;
   device.synchronize();
-  cuda::launch_skinny(launch, cut(c), nullptr);
+  if (c.wide > 0) {
+    cuda::launch_wide(launch, false, {c.wide, c.parts}, nullptr);
+  } else {
+    cuda::launch_skinny(launch, cut(c), nullptr);
+  }
   POLAR_CHECK(cudaDeviceSynchronize() == cudaSuccess);
 
   std::vector<double> want;
@@ -89,11 +94,11 @@ void check_by_inputs(Device& device, const Case& c) {
     }
   }
   char name[96];
-  std::snprintf(name, sizeof(name), "product %d x %d x %d%s%s%s, %d parts, %d a processor", c.rows,
-                c.n, c.k, c.gated ? " gated" : "", c.gathered ? " gathered" : "",
-                c.f32 ? " f32" : "", c.parts, c.per_processor);
+  std::snprintf(name, sizeof(name), "product %d x %d x %d%s%s%s, %d parts, %d a processor, tile %d",
+                c.rows, c.n, c.k, c.gated ? " gated" : "", c.gathered ? " gathered" : "",
+                c.f32 ? " f32" : "", c.parts, c.per_processor, c.wide);
   // bf16 rounds the largest values of a product of two by several hundredths of the mean square.
-  expect_near(name, got, want, c.f32 ? 1e-3 : c.gated ? 0.06 : 0.02);
+  expect_near(name, got, want, c.f32 ? 1e-3 : c.gated ? 0.06 : 0.03);
   expect("between the rows of y", between_stays);
 }
 
@@ -109,18 +114,30 @@ void check_by_outputs(Device& device, const Case& c) {
   const Buffer da = activations(device, a), dw = activations(device, w), db = to_device(device, b),
                di = to_device(device, index),
                dy = poisoned(device, static_cast<size_t>(c.rows) * c.n);
-  cuda::GatherDownLaunch launch;
-  launch.a = da.data();
-  launch.a_stride = stride;
-  launch.rows = c.rows;
-  launch.weight = dw.data();
-  launch.index = c.gathered ? di.as<int32_t>() : nullptr;
-  launch.count = c.k;
-  launch.outputs = c.n;
-  launch.bias = c.bias ? db.as<float>() : nullptr;
-  launch.y = dy.data();
   device.synchronize();
-  cuda::launch_gather_down(launch, cut(c), nullptr);
+  if (c.wide > 0) {
+    cuda::launch_wide({.x = da.data(),
+                       .x_stride = stride,
+                       .rows = c.rows,
+                       .weight = dw.data(),
+                       .n = c.n,
+                       .k = c.k,
+                       .bias = c.bias ? db.as<float>() : nullptr,
+                       .y = dy.data(),
+                       .y_stride = c.n},
+                      true, {c.wide, c.parts}, nullptr);
+  } else {
+    cuda::launch_gather_down({.a = da.data(),
+                              .a_stride = stride,
+                              .rows = c.rows,
+                              .weight = dw.data(),
+                              .index = c.gathered ? di.as<int32_t>() : nullptr,
+                              .count = c.k,
+                              .outputs = c.n,
+                              .bias = c.bias ? db.as<float>() : nullptr,
+                              .y = dy.data()},
+                             cut(c), nullptr);
+  }
   POLAR_CHECK(cudaDeviceSynchronize() == cudaSuccess);
   std::vector<double> want;
   for (int r = 0; r < c.rows; ++r) {
@@ -133,15 +150,35 @@ void check_by_outputs(Device& device, const Case& c) {
     }
   }
   char name[96];
-  std::snprintf(name, sizeof(name), "product by outputs %d x %d x %d%s, %d parts, %d a processor",
-                c.rows, c.n, c.k, c.gathered ? " gathered" : "", c.parts, c.per_processor);
+  std::snprintf(name, sizeof(name),
+                "product by outputs %d x %d x %d%s, %d parts, %d a processor, tile %d", c.rows, c.n,
+                c.k, c.gathered ? " gathered" : "", c.parts, c.per_processor, c.wide);
   expect_near(name, from_device(device, dy, want.size()), want, 0.02);
+}
+
+/// Large tiles by tensor copies: tiles that are no multiple of a warpgroup's rows, tiles that are
+/// not full, chunks that are not, fewer chunks than stages, more chunks than a ring holds.
+void check_wide(Device& device) {
+  for (const int rows : {1, 16, 17, 32, 33, 48, 49, 64}) {
+    for (int parts = 1; parts <= cuda::kMostParts; parts *= 2) {
+      const bool odd = (rows + parts) % 2 == 1;
+      for (const int tile : {16, 64, 112, 176, 192, 224, 336, 512}) {
+        check_by_inputs(device, {rows, 712, 1088, false, false, odd, odd, parts, 1, tile});
+        check_by_inputs(device, {rows, 328, 1216, true, false, !odd, false, parts, 1, tile});
+        if (tile % 64 == 0)
+          check_by_outputs(device, {rows, 704, 1320, false, false, odd, false, parts, 1, tile});
+      }
+    }
+  }
+  check_by_inputs(device, {48, 264, 3264, false, false, true, false, 1, 1, 192});
+  check_by_inputs(device, {64, 2504, 4160, true, false, true, false, 2, 1, 464});
 }
 
 }  // namespace
 
 void check_products(Device& device) {
   const int most = cuda::code_version() >= 90 ? cuda::kMostParts : 1;
+  if (cuda::wide_can(64, 64, false)) check_wide(device);
   for (const int rows : {1, 8, 9, 16, 31, 33, 47, 64}) {
     for (int parts = 1; parts <= most; parts *= 2) {
       const bool odd = (rows + parts) % 2 == 1;
